@@ -1,0 +1,170 @@
+"""Calls to a model as data: one exchange on the wire, and one answered call seen by both witnesses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from pytest_agenttrace.usage import Cost, Tokens, UnknownTokens, Usage, UsageUnknown, exact_decimals
+
+__all__ = [
+    "CHAT_METHODS",
+    "Call",
+    "Caller",
+    "Endpoint",
+    "ModelCall",
+    "Pricer",
+    "ToolCall",
+    "sum_cost",
+    "sum_duration",
+    "sum_tokens",
+    "sum_usage",
+]
+
+CHAT_METHODS = frozenset({"generateContent", "streamGenerateContent"})
+
+
+class ToolCall(NamedTuple):
+    """A tool and its arguments; equal to the plain tuple `(name, args)`."""
+
+    name: str
+    args: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who made a call, from LangGraph's run metadata; all None outside of a graph."""
+
+    node: str | None = None
+    step: int | None = None
+    namespace: str | None = None
+    path: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A Gemini URL taken apart. `method` is the part behind the colon, or the resource's name for
+    the calls that have none (`cachedContents`, `files`)."""
+
+    method: str
+    model: str | None
+    streaming: bool
+    sse: bool
+    vertex: bool
+
+    @property
+    def chat(self) -> bool:
+        return self.method in CHAT_METHODS
+
+    def __str__(self) -> str:
+        if self.model is None:
+            return self.method
+        return f"{self.model}:{self.method}" + ("?alt=sse" if self.sse else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One exchange with the Gemini API: what was asked, what came back, who asked.
+
+    `index` counts the test's calls from 1. `usage` is None where the reply reports none.
+    `recorded_at` is the recording's time, `duration` how long the real call took, in seconds.
+    """
+
+    index: int
+    caller: Caller
+    endpoint: Endpoint
+    status: int
+    usage: Usage | None = None
+    model_version: str | None = None
+    finish_reason: str | None = None
+    tool_requests: tuple[ToolCall, ...] = ()
+    recorded_at: datetime | None = None
+    duration: float | None = None
+    # Seconds since the epoch at which the exchange happened in this process, for pairing with spans.
+    at: float = 0.0
+
+    @property
+    def node(self) -> str | None:
+        return self.caller.node
+
+    @property
+    def model(self) -> str | None:
+        """The model asked for; `model_version` is the one that answered."""
+        return self.endpoint.model
+
+    @property
+    def answered(self) -> bool:
+        return 200 <= self.status < 300
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """One answered call to a model, as seen by the wire (`call`), by the trace (`span_id`), or both.
+
+    `usage` comes from the wire where there is a call, else from the span; None where nobody reported it.
+    """
+
+    model: str | None
+    node: str | None
+    namespace: str | None
+    usage: Usage | None
+    span_id: str | None = None
+    span_name: str | None = None
+    call: Call | None = None
+
+    @property
+    def recorded_at(self) -> datetime | None:
+        return self.call.recorded_at if self.call else None
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds the recorded call took; None where nobody measured it."""
+        return self.call.duration if self.call else None
+
+    @property
+    def tool_requests(self) -> tuple[ToolCall, ...]:
+        """The tools the model asked for; what ran is in `Trace.tool_calls`."""
+        return self.call.tool_requests if self.call else ()
+
+
+# USD of one model call; raises LookupError where the model has no price.
+Pricer = Callable[[ModelCall], Decimal]
+
+
+def sum_usage(calls: Iterable[ModelCall]) -> Usage:
+    return Usage.sum(call.usage or Usage() for call in calls)
+
+
+def sum_tokens(calls: Iterable[ModelCall], label: str) -> Tokens | UnknownTokens:
+    total = 0
+    for call in calls:
+        if call.usage is None or call.usage.total_tokens is None:
+            return UnknownTokens(label, _unreported(call))
+        total += call.usage.total_tokens
+    return Tokens(total, label)
+
+
+def _unreported(call: ModelCall) -> str:
+    where = f"{call.node} > " if call.node else ""
+    what = call.span_name or (f"call {call.call.index}" if call.call else "a call")
+    return f"{where}{what} ({call.model or 'model not named'}) reported no usage"
+
+
+def sum_cost(calls: Iterable[ModelCall], pricer: Pricer, label: str) -> Cost:
+    total = Decimal(0)
+    for call in calls:
+        if call.usage is None or call.usage.input_tokens is None or call.usage.output_tokens is None:
+            raise UsageUnknown(f"{label}: cost unknown: {_unreported(call)}")
+        price = pricer(call)
+        with exact_decimals():
+            total += price
+    return Cost(total, label)
+
+
+def sum_duration(calls: Iterable[ModelCall]) -> float | None:
+    durations = [call.duration for call in calls]
+    known = [seconds for seconds in durations if seconds is not None]
+    return sum(known) if known and len(known) == len(durations) else None

@@ -1,0 +1,214 @@
+"""Store, replay, prices and reconcile composed into one live trace; works without pytest too."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pytest_agenttrace.budget import Limit, Overrun, overruns
+from pytest_agenttrace.environment import dummy_key, quiet_environment
+from pytest_agenttrace.prices import price_call
+from pytest_agenttrace.reconcile import Evidence, find
+from pytest_agenttrace.settings import Finding, Settings, Tolerance, read_settings
+from pytest_agenttrace.trace import Span, Trace, TraceReading
+
+if TYPE_CHECKING:
+    from pytest_agenttrace.replay import GeminiCassette
+    from pytest_agenttrace.store import MlflowStore
+
+__all__ = ["AgentTrace", "CaptureFailed", "NothingTraced", "Verdict", "capture", "cut_traceback", "judge", "miss_in"]
+
+
+class NothingTraced(Exception):
+    """A trace was read, and nothing had been traced; says why."""
+
+
+class CaptureFailed(AssertionError):
+    """What a `capture` without pytest found: overruns and findings, one below the other."""
+
+
+class AgentTrace(TraceReading):
+    """The live trace of a test: each reading drains MLflow's exporter and gives a frozen `Trace`.
+
+    Reading raises `NothingTraced` where neither the trace nor the wire has seen anything.
+    """
+
+    def __init__(self, store: MlflowStore, cassette: GeminiCassette) -> None:
+        self._store = store
+        self._cassette = cassette
+        self._last: tuple[tuple[Span, ...], int, Trace] | None = None
+
+    def peek(self) -> Trace | None:
+        """The trace as it is now, or None where nothing was traced."""
+        from pytest_agenttrace.forest import build_trace
+
+        spans, calls = self._store.spans(), self._cassette.calls
+        if not spans and not calls:
+            return None
+        if self._last is None or self._last[0] is not spans or self._last[1] != len(calls):
+            self._last = (spans, len(calls), build_trace(spans, calls, price_call))
+        return self._last[2]
+
+    def snapshot(self) -> Trace:
+        __tracebackhide__ = True
+        trace = self.peek()
+        if trace is None:
+            raise NothingTraced(why_nothing(self._store, self._cassette))
+        return trace
+
+    def __repr__(self) -> str:
+        trace = self.peek()
+        return repr(trace) if trace is not None else "<Trace: nothing traced>"
+
+
+def why_nothing(store: MlflowStore, cassette: GeminiCassette) -> str:
+    """The first reason that fits, in the words of a failure."""
+    asked = [request for request in store.requested if "autolog" in request]
+    if asked:
+        return f"nothing was traced: the code called {asked[-1]}"
+    if cassette.misses:
+        return "nothing was traced: the first call had no recorded reply"
+    return "nothing was traced: no graph, chain or model ran"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is wrong with a run: `failures` as text, most telling first; `about` the nodes they name."""
+
+    failures: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    warned: tuple[Finding, ...]
+    about: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.failures)
+
+
+def judge(
+    trace: AgentTrace | None,
+    cassette: GeminiCassette | None,
+    store: MlflowStore | None,
+    *,
+    limits: Sequence[Limit] = (),
+    tolerance: Tolerance,
+    ended: bool = True,
+) -> Verdict:
+    """Hold budgets and witnesses against what happened. Where the body did not end by itself
+    (`ended` False) only misses and failed exports are judged."""
+    snapshot = trace.peek() if trace is not None else None
+    evidence = Evidence(
+        trace=snapshot,
+        misses=[(miss.caller.node, miss.text) for miss in cassette.misses] if cassette else (),
+        unused=[(None, text) for text in _unused(cassette)] if cassette else (),
+        export_errors=store.export_errors if store else (),
+        ended=ended,
+        traced=trace is not None,
+        nothing=why_nothing(store, cassette) if store and cassette else "nothing was traced",
+    )
+    findings = find(evidence)
+    failing = tolerance.failing(findings)
+    over: list[Overrun] = []
+    if limits and ended and not evidence.misses and snapshot is not None:
+        over = overruns(limits, snapshot)
+    texts = [overrun.text for overrun in over] + [_text(finding) for finding in failing]
+    about = [overrun.node or "run" for overrun in over] + [f.node for f in failing if f.node]
+    return Verdict(tuple(texts), tuple(findings), tuple(tolerance.warned(findings)), tuple(dict.fromkeys(about)))
+
+
+def _text(finding: Finding) -> str:
+    return f"CassetteMiss: {finding.text}" if finding.kind == "missing" else f"{finding.text} [{finding.kind}]"
+
+
+def _unused(cassette: GeminiCassette) -> Iterable[str]:
+    return (f"reply {u.number} was never asked for: {u.endpoint} {u.prompt!r}" for u in cassette.unused)
+
+
+def miss_in(error: BaseException) -> bool:
+    """Whether an error is a `CassetteMiss`, or a group that holds one."""
+    from pytest_agenttrace.replay import CassetteMiss
+
+    if isinstance(error, BaseExceptionGroup):
+        return any(miss_in(inner) for inner in error.exceptions)
+    return isinstance(error, CassetteMiss)
+
+
+def cut_traceback(error: BaseException) -> None:
+    """Make the traceback of an error of ours end at the user's line; any other error keeps its own."""
+    if not _ours(type(error).__module__):
+        return
+    last, at = None, error.__traceback__
+    while at is not None:
+        last = last if _ours(str(at.tb_frame.f_globals.get("__name__"))) else at
+        at = at.tb_next
+    if last is not None:
+        last.tb_next = None
+
+
+def _ours(module: str) -> bool:
+    return module.startswith("pytest_agenttrace.")
+
+
+@contextmanager
+def capture(
+    cassette: str | os.PathLike[str],
+    *,
+    match: Literal["body", "order"] = "body",
+    record: bool = False,
+    allow: Iterable[str] = (),
+    warn: Iterable[str] = (),
+    autolog: Sequence[str] = ("langchain",),
+    run_tracer_inline: bool | None = None,
+    directory: str | os.PathLike[str] | None = None,
+) -> Iterator[AgentTrace]:
+    """Trace and replay the block, without pytest: `with capture("cassette.yaml") as trace`.
+
+    The temporary store lies in `directory` (by default one that is removed at the end: read the trace
+    inside the block). Raises `CaptureFailed` at the end where a finding stands, `CassetteMiss` (a
+    BaseException) where a request has no recorded reply.
+    """
+    settings = read_settings(
+        [
+            (
+                "capture",
+                {
+                    "match": match,
+                    "allow": list(allow),
+                    "warn": list(warn),
+                    "autolog": list(autolog),
+                    "run_tracer_inline": run_tracer_inline,
+                },
+            )
+        ]
+    )
+    with ExitStack() as stack:
+        root = Path(directory) if directory is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        trace = stack.enter_context(_composed(Path(cassette), settings, record, root))
+        yield trace
+        verdict = judge(trace, trace._cassette, trace._store, tolerance=settings.tolerance)
+        if verdict.failures:
+            raise CaptureFailed(verdict.text)
+
+
+@contextmanager
+def _composed(cassette: Path, settings: Settings, record: bool, root: Path) -> Iterator[AgentTrace]:
+    from pytest_agenttrace.replay import open_cassette
+    from pytest_agenttrace.store import StoreFactory
+
+    undo = quiet_environment()
+    try:
+        with (
+            StoreFactory(root).open(
+                "capture", autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline
+            ) as store,
+            dummy_key(not record),
+            open_cassette(cassette, match=settings.match, record=record, owner=store.owns_current_thread) as tape,
+        ):
+            yield AgentTrace(store, tape)
+    finally:
+        undo()

@@ -1,0 +1,210 @@
+"""The SQLite file behind the temporary MLflow store: made once per machine, restored for each test.
+
+A new MLflow database runs every migration, 2 to 9 seconds. So a template is made once per machine and
+MLflow version, held in memory by each process and copied over the same live file for each test, in a
+few milliseconds, while MLflow's engine for that file stays open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from pytest_agenttrace.mlflow_state import muted
+
+__all__ = ["Database", "StoreError", "cache_directory", "store_uri"]
+
+# The experiment that stands ready in the template, under the id of whichever test is running.
+EXPERIMENT = "pytest-agenttrace"
+# Raised when the template's own content changes; MLflow's version is in the name beside it.
+_FORMAT = 1
+_BUILD_SECONDS = 120.0
+
+
+class StoreError(Exception):
+    """The temporary MLflow store cannot be made, restored, drained or read; says what to do."""
+
+
+def cache_directory() -> Path:
+    """Where this user's caches are: XDG_CACHE_HOME, LOCALAPPDATA on Windows, else ~/.cache."""
+    given = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    return (Path(given) if given else Path.home() / ".cache") / "pytest-agenttrace"
+
+
+def store_uri(path: Path) -> str:
+    return f"sqlite:///{path.as_posix()}"
+
+
+class Database:
+    """The live file of this process, and the template it is restored from."""
+
+    def __init__(self, directory: Path, cache: Path) -> None:
+        self.path = directory / "mlflow.db"
+        self.uri = store_uri(self.path)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._template = load_template(cache, directory)
+        self._live = _connect(self.path)
+        self._holder = ""
+
+    def close(self) -> None:
+        self._live.close()
+        self._template.close()
+
+    def restore(
+        self, holder: str, experiment_id: int, artifacts: str, more: Mapping[int, str], deadline: float = 10.0
+    ) -> None:
+        """Empty the live file and give it this test's experiment, and more of them by id and name.
+
+        `deadline` is in seconds; StoreError names `holder` of the last restore, whose connection is
+        still in a transaction when it passes.
+        """
+        self._prepare(experiment_id, artifacts, more)
+        start = time.monotonic()
+
+        def give_up_late(_status: int, _remaining: int, _total: int) -> None:
+            if time.monotonic() - start > deadline:
+                raise TimeoutError
+
+        try:
+            self._template.backup(self._live, progress=give_up_late, sleep=0.02)
+        except TimeoutError:
+            user = f"{self._holder} left" if self._holder else "somebody has"
+            raise StoreError(
+                f"the temporary MLflow store could not be emptied within {deadline:g} s: {user} a "
+                f"transaction open on {self.path}\n  Close every connection the test opens to the store."
+            ) from None
+        except sqlite3.Error as error:
+            raise StoreError(f"the temporary MLflow store {self.path} cannot be written: {error}") from error
+        self._holder = holder
+
+    def _prepare(self, experiment_id: int, artifacts: str, more: Mapping[int, str]) -> None:
+        """Set the experiments in memory, so that the live file changes in one step."""
+        for number, name in more.items():
+            _add_experiment(self._template, number, name)
+        self._template.execute("UPDATE experiments SET experiment_id = ? WHERE name = ?", (experiment_id, EXPERIMENT))
+        self._template.execute("UPDATE experiments SET artifact_location = ? || '/' || experiment_id", (artifacts,))
+
+    def experiments(self) -> dict[int, str]:
+        """The experiments in the live file by id, and their names."""
+        rows = self._live.execute("SELECT experiment_id, name FROM experiments").fetchall()
+        return {int(number): name for number, name in rows}
+
+    def copy_to(self, target: Path) -> None:
+        """Copy the live file, as its last committed transaction left it."""
+        with closing(sqlite3.connect(target)) as copy:
+            self._live.backup(copy)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection without implicit transactions and without durability: the file is temporary."""
+    connection = sqlite3.connect(path, timeout=0.1, isolation_level=None, check_same_thread=False)
+    without_durability(connection)
+    return connection
+
+
+def without_durability(connection: Any, _record: object = None) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous=OFF")
+    cursor.execute("PRAGMA journal_mode=MEMORY")
+    cursor.close()
+
+
+def _add_experiment(connection: sqlite3.Connection, number: int, name: str) -> None:
+    """Copy the row of the ready experiment, whatever columns this MLflow version gives it."""
+    row = connection.execute("SELECT * FROM experiments WHERE name = ?", (EXPERIMENT,))
+    columns = [column[0] for column in row.description]
+    values = dict(zip(columns, row.fetchone(), strict=True)) | {"experiment_id": number, "name": name}
+    marks = ", ".join("?" * len(columns))
+    statement = f"INSERT OR REPLACE INTO experiments VALUES ({marks})"  # noqa: S608  # nothing but marks
+    connection.execute(statement, [values[column] for column in columns])
+
+
+def load_template(cache: Path, directory: Path) -> sqlite3.Connection:
+    """The template in memory, made first where there is none or a broken one.
+
+    A cache that cannot be written is passed over: the template is then made in `directory`.
+    """
+    import mlflow
+
+    name = f"mlflow-{mlflow.__version__}-{_FORMAT}.db"
+    if (found := _read(cache / name)) is not None:
+        return found
+    try:
+        with _one_builder(cache):
+            found = _read(cache / name) or _build(cache, name)
+    except OSError:
+        found = _build(directory, f"template-{name}")
+    return found
+
+
+def _read(path: Path) -> sqlite3.Connection | None:
+    """A database in memory; None where the file is absent, broken or not a template."""
+    if not path.is_file():
+        return None
+    memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as stored:
+            stored.backup(memory)
+        whole = memory.execute("PRAGMA quick_check").fetchone() == ("ok",)
+        ready = memory.execute("SELECT count(*) FROM experiments WHERE name = ?", (EXPERIMENT,)).fetchone() == (1,)
+    except sqlite3.Error:
+        whole = ready = False
+    if whole and ready:
+        return memory
+    memory.close()
+    return None
+
+
+@contextmanager
+def _one_builder(cache: Path) -> Iterator[None]:
+    """Let one process build and the others wait; where files cannot be locked, all may build."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("a") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: building twice is slow, not wrong
+            yield
+            return
+        start = time.monotonic()
+        while time.monotonic() - start < _BUILD_SECONDS:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+        yield
+
+
+def _build(directory: Path, name: str) -> sqlite3.Connection:
+    """Make the template by MLflow's own means, in a folder of its own, and move it into place."""
+    scratch = Path(tempfile.mkdtemp(prefix="building-", dir=directory))
+    try:
+        uri = store_uri(scratch / name)
+        with muted():
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            make: Any = SqlAlchemyStore
+            store = make(uri, (scratch / "artifacts").as_uri())
+            store.create_experiment(EXPERIMENT, (scratch / "artifacts").as_uri())
+        store.engine.dispose()
+        getattr(SqlAlchemyStore, "_engine_map", {}).pop(uri, None)  # kept for ever otherwise
+        with closing(_connect(scratch / name)) as made:
+            made.execute("PRAGMA journal_mode=DELETE")
+            made.execute("VACUUM")
+        found = _read(scratch / name)
+        if found is None:
+            raise StoreError(f"MLflow made no usable database in {scratch}")
+        with contextlib.suppress(PermissionError):  # Windows: another process reads the same template
+            (scratch / name).replace(directory / name)
+        return found
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

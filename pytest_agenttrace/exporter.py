@@ -1,0 +1,312 @@
+"""The way of a span from OpenTelemetry into the store: MLflow's own processor and exporter, called once
+for each trace, in the thread that ends it.
+
+MLflow exports either span by span, a transaction each, or by threads of its own that have to be waited
+for. Here the spans of a trace are gathered and handed over together when its root ends: as fast as the
+threads, and nothing is ever under way between two tests. A trace belongs to the test in which its root
+started; what other tests' threads trace is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio.base_events
+import concurrent.futures.thread
+import contextlib
+import logging
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from pytest_agenttrace.database import StoreError
+from pytest_agenttrace.mlflow_state import PROVIDER
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+
+__all__ = ["Exporter", "Session", "Threads"]
+
+_POOLS = ("ThreadPoolExecutor-", "asyncio_", "Mlflow", "MLflow", "OtelBatch")
+
+
+class Threads:
+    """Which threads belong to the running test: all but those an earlier one left behind.
+
+    Workers of pools and threads that run an event loop are shared by tests and belong to each.
+    """
+
+    def __init__(self) -> None:
+        self._before: WeakSet[threading.Thread] = WeakSet()
+        self.born: WeakSet[threading.Thread] = WeakSet()
+        self.stale: WeakSet[threading.Thread] = WeakSet()
+
+    def open(self) -> None:
+        self._before = WeakSet(threading.enumerate())
+
+    def close(self) -> None:
+        current = threading.current_thread()
+        for thread in threading.enumerate():
+            if thread in self._before or thread is current:
+                continue
+            self.born.add(thread)
+            if not _is_shared(thread):
+                self.stale.add(thread)
+
+    def owns_current(self) -> bool:
+        return threading.current_thread() not in self.stale
+
+
+def _is_shared(thread: threading.Thread) -> bool:
+    workers = getattr(concurrent.futures.thread, "_threads_queues", {})
+    return (
+        thread in workers
+        or thread.name.startswith(_POOLS)
+        or type(thread).__module__.partition(".")[0] == "anyio"
+        or _runs_event_loop(thread)
+    )
+
+
+def _runs_event_loop(thread: threading.Thread) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        if frame.f_code.co_filename == asyncio.base_events.__file__ and frame.f_code.co_name == "run_forever":
+            return True
+        frame = frame.f_back
+    return False
+
+
+class Session:
+    """What one test has traced: the OTel ids of its traces, and what has gone wrong."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+        self.traces: set[int] = set()
+        self.open: set[int] = set()
+        self.waiting: dict[int, list[ReadableSpan]] = {}
+        self.errors: list[str] = []
+        self.foreign: list[str] = []
+        # Counts exports, so that a reader knows whether anything is new.
+        self.generation = 0
+
+
+class Exporter:
+    """OpenTelemetry's SpanExporter for MLflow's span processor, one for each process.
+
+    `provider` is the tracer provider that MLflow traces with while a test's store is open.
+    """
+
+    def __init__(self, uri: str, threads: Threads) -> None:
+        self._uri = uri
+        self._threads = threads
+        self._lock = threading.RLock()
+        self._session: Session | None = None
+        self._unfinished: set[int] = set()
+        self._failures = _FailureFilter()
+        # MLflow's public flush looks for this name, and logs an error where there is none.
+        self._async_queue = self
+        self.provider = _tracer_provider(self)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Export this test's traces; afterwards nothing of it is under way or reaches the store."""
+        from mlflow.tracing.export.mlflow_v3 import MlflowV3SpanExporter
+
+        self._release()
+        session = self._session = Session(MlflowV3SpanExporter(tracking_uri=self._uri))
+        try:
+            with self._failures.installed():
+                try:
+                    yield session
+                finally:
+                    self.drain(session, 30.0)
+        finally:
+            self._session = None
+            self._unfinished |= session.open
+
+    def started(self, span: Any) -> None:
+        """A span started, in its own thread. Whose root it is decides whose trace it is."""
+        session = self._session
+        context = span.get_span_context()
+        if session is None or context is None or (span.parent is not None and not span.parent.is_remote):
+            return
+        if not self._threads.owns_current():
+            session.foreign.append(threading.current_thread().name)
+            return
+        session.traces.add(context.trace_id)
+        if span.parent is None:
+            session.open.add(context.trace_id)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> None:
+        session = self._session
+        for span in spans:
+            trace_id = span.context.trace_id
+            if session is None or trace_id not in session.traces:
+                self._end_unfinished(span, trace_id)
+                continue
+            with self._lock:
+                session.waiting.setdefault(trace_id, []).append(span)
+                if span.parent is None:
+                    session.open.discard(trace_id)
+                if trace_id not in session.open:
+                    self._hand_over(session, trace_id)
+
+    def _hand_over(self, session: Session, trace_id: int) -> None:
+        """Give MLflow all spans of one trace: its stores before 3.10 take no mixture."""
+        spans = session.waiting.pop(trace_id, [])
+        if not spans or session is not self._session:
+            return
+        with self._failures.into(session.errors):
+            try:
+                session.target.export(spans)
+            except Exception as error:  # whatever it is, it is this test's finding
+                session.errors.append(f"{type(error).__name__}: {error}")
+        session.generation += 1
+
+    def drain(self, session: Session, timeout: float) -> None:
+        """Wait until everything that ended is stored; `timeout` in seconds, then StoreError."""
+        deadline = time.monotonic() + timeout
+        if not self._lock.acquire(timeout=timeout):
+            raise StoreError(f"the trace exporter is still writing to {self._uri} after {timeout:g} s")
+        try:
+            for trace_id in list(session.waiting):
+                self._hand_over(session, trace_id)
+        finally:
+            self._lock.release()
+        for thread in threading.enumerate():
+            if thread.name.startswith("link_prompts_from_exporter"):
+                thread.join(max(0.0, deadline - time.monotonic()))
+                if thread.is_alive():
+                    raise StoreError(f"MLflow's thread {thread.name} still writes to the store after {timeout:g} s")
+
+    def hold_back(self) -> None:
+        """Between two tests, keep what earlier tests' threads still trace away from the user's store.
+
+        Such a thread would make MLflow open the user's tracking URI, by default in the working
+        directory. Its tracer is ours, and drops what it gets; everybody else's is the user's.
+        """
+        if not (self._unfinished or len(self._threads.stale)) or not PROVIDER.exists():
+            return
+        holder = PROVIDER.read()
+        original: Callable[[str], Any] | None = getattr(holder, "get_or_init_tracer", None)
+        if original is None:
+            return
+
+        def get_or_init_tracer(module_name: str) -> Any:
+            thread = threading.current_thread()
+            if thread in self._threads.stale or (self._unfinished and thread in self._threads.born):
+                return self.provider.get_tracer(module_name)
+            return original(module_name)
+
+        holder.get_or_init_tracer = get_or_init_tracer
+
+    def _release(self) -> None:
+        if PROVIDER.exists():
+            vars(PROVIDER.read()).pop("get_or_init_tracer", None)
+
+    def _end_unfinished(self, span: Any, trace_id: int) -> None:
+        if span.parent is None:
+            self._unfinished.discard(trace_id)
+            if not self._unfinished and self._session is None and not len(self._threads.stale):
+                self._release()
+
+    # The rest of OpenTelemetry's SpanExporter, and of MLflow's queue.
+
+    def flush(self, terminate: bool = False) -> None:
+        session = self._session
+        if session is not None:
+            self.drain(session, 30.0)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        self.flush()
+        return True
+
+    def shutdown(self) -> None:
+        """Nothing to stop: there are no threads."""
+
+
+def _tracer_provider(exporter: Exporter) -> TracerProvider:
+    """MLflow's span processor on a provider of our own: no sampling, no OTLP, no threads, and ids that a
+    test which seeds `random` cannot repeat."""
+    from mlflow.tracing.processor.mlflow_v3 import MlflowV3SpanProcessor
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace.id_generator import IdGenerator
+    from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+    class Ids(IdGenerator):
+        def generate_span_id(self) -> int:
+            return secrets.randbits(64) or 1
+
+        def generate_trace_id(self) -> int:
+            return secrets.randbits(128) or 1
+
+    class Starts(SpanProcessor):
+        def on_start(self, span: Any, parent_context: Any = None) -> None:
+            exporter.started(span)
+
+    _hush_opentelemetry()
+    processor: Any = MlflowV3SpanProcessor
+    provider = TracerProvider(
+        sampler=ALWAYS_ON,
+        resource=Resource({"telemetry.sdk.name": "mlflow", "telemetry.sdk.language": "python"}),
+        id_generator=Ids(),
+        shutdown_on_exit=False,
+    )
+    # MLflow 3.9 takes the first processor for its own.
+    provider.add_span_processor(processor(span_exporter=exporter, export_metrics=False))
+    provider.add_span_processor(Starts())
+    return provider
+
+
+def _hush_opentelemetry() -> None:
+    """The warnings that MLflow silences for a provider of its own: closed streams cause them."""
+    with contextlib.suppress(ImportError):
+        from mlflow.tracing.utils.warning import suppress_warning
+
+        suppress: Callable[[str, str], None] = suppress_warning
+        suppress("opentelemetry.context", "Failed to detach context")
+        suppress("opentelemetry.sdk.trace", "Setting attribute on ended span")
+        suppress("opentelemetry.sdk.trace", "Calling end() on an ended span")
+
+
+class _FailureFilter(logging.Filter):
+    """Reads MLflow's failed writes out of its log, where some of them are DEBUG records only."""
+
+    _LOGGER = "mlflow.tracing.export.mlflow_v3"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._logger = logging.getLogger(self._LOGGER)
+        self._visible = logging.WARNING
+        self._thread: int | None = None
+        self._errors: list[str] = []
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        level = self._logger.level
+        self._visible = self._logger.getEffectiveLevel()
+        self._logger.addFilter(self)
+        self._logger.setLevel(logging.DEBUG)
+        try:
+            yield
+        finally:
+            self._logger.setLevel(level)
+            self._logger.removeFilter(self)
+
+    @contextmanager
+    def into(self, errors: list[str]) -> Iterator[None]:
+        self._thread, self._errors = threading.get_ident(), errors
+        try:
+            yield
+        finally:
+            self._thread = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if record.thread == self._thread and (record.levelno >= logging.WARNING or message.startswith("Failed")):
+            self._errors.append(message)
+        return record.levelno >= self._visible

@@ -1,0 +1,290 @@
+"""Spans and calls, as they come, into one `Trace`: parents mended, executions found, calls paired."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from pytest_agenttrace.calls import Call, ModelCall, Pricer
+from pytest_agenttrace.trace import Execution, Span, Trace, inside, outer_of, status_of
+
+__all__ = ["build_trace"]
+
+_MODEL_TYPES = frozenset({"CHAT_MODEL", "LLM", "EMBEDDING"})
+_MODEL_METHODS = frozenset(
+    {"generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "predict"}
+)
+
+
+def build_trace(spans: Iterable[Span], calls: Iterable[Call], pricer: Pricer) -> Trace:
+    """The forest of one test. Its order is a total one: run, then step, then LangGraph's path."""
+    index = _Index(sorted(spans, key=lambda span: (span.start_ns, span.span_id)))
+    attempts = index.attempts()
+    parents = {span.span_id: index.parent_of(span, attempts) for span in index.spans}
+    all_calls = tuple(calls)
+    model_calls = _pair(index, all_calls)
+    order = _in_order(index, attempts)
+    roots = _plant(index, parents, {span.span_id: rank for rank, ns in enumerate(order) for span in attempts[ns]})
+    grown = {span.span_id: span for root in roots for span in root.walk()}
+    executions = tuple(
+        _execution(
+            [grown[s.span_id] for s in attempts[ns]], [c for c in model_calls if inside(c.namespace, ns)], pricer
+        )
+        for ns in order
+    )
+    return Trace(roots, executions, model_calls, all_calls, pricer)
+
+
+class _Index:
+    """The spans of a test, found by id, with what LangGraph's metadata says of each."""
+
+    def __init__(self, spans: list[Span]) -> None:
+        self.by_id = {span.span_id: span for span in spans}
+        self.spans = list(self.by_id.values())
+        self._up: dict[str, Span] = {}
+        self._placed: dict[str, Span | None] = {}
+        for span in self.spans:
+            parent = self.by_id.get(span.parent_id) if span.parent_id is not None else None
+            # A circle of parents has no root: the link that would close it is left out.
+            if parent is not None and parent is not span and all(above is not span for above in self.above(parent)):
+                self._up[span.span_id] = parent
+
+    def up(self, span: Span) -> Span | None:
+        return self._up.get(span.span_id)
+
+    def above(self, span: Span) -> Iterator[Span]:
+        """The recorded ancestors, nearest first."""
+        at = self.up(span)
+        while at is not None:
+            yield at
+            at = self.up(at)
+
+    def placed(self, span: Span) -> Span | None:
+        """The span itself, or the nearest ancestor, that LangGraph's metadata gives a place."""
+        passed: list[str] = []
+        found: Span | None = None
+        for at in chain((span,), self.above(span)):
+            if at.namespace is not None or at.span_id in self._placed:
+                found = at if at.namespace is not None else self._placed[at.span_id]
+                break
+            passed.append(at.span_id)
+        self._placed.update(dict.fromkeys(passed, found))
+        return found
+
+    def namespace_of(self, span: Span) -> str | None:
+        placed = self.placed(span)
+        return placed.namespace if placed else None
+
+    def node_of(self, span: Span) -> str | None:
+        placed = self.placed(span)
+        return span.node or (placed.node if placed else None)
+
+    def invoked(self, span: Span, home: str | None) -> int:
+        """When the graph that ran this execution began: two runs of one graph restart their steps."""
+        graph = next((up for up in self.above(span) if self.namespace_of(up) == home), None)
+        return span.start_ns if graph is None else graph.start_ns
+
+    def attempts(self) -> dict[str, list[Span]]:
+        """Node executions: spans named as their own `langgraph_node`, the outermost per namespace.
+
+        A tool or a chain inside a node may bear the node's name too; it has the node above it.
+        """
+        found: dict[str, list[Span]] = {}
+        for span in self.spans:
+            if span.namespace is None or span.name != span.node or span.type in _MODEL_TYPES | {"TOOL"}:
+                continue
+            if not any(up.namespace == span.namespace and up.name == span.name for up in self.above(span)):
+                found.setdefault(span.namespace, []).append(span)
+        return found
+
+    def models(self) -> list[Span]:
+        """One span per call, however often nested autologs repeat it: the outermost that claims usage,
+        or, where none above or below claims any, the outermost of a model."""
+        claims = {span.span_id for span in self.spans if span.usage is not None}
+        around = {up.span_id for span in self.spans if span.span_id in claims for up in self.above(span)}
+
+        def is_model(span: Span) -> bool:
+            if span.span_id in claims:
+                return True
+            return span.type in _MODEL_TYPES and span.span_id not in around
+
+        def repeats(span: Span) -> bool:
+            # Wrong parents put one node below another: only what stands in the same place is a repetition.
+            place = self.namespace_of(span)
+            above = (up for up in self.above(span) if self.namespace_of(up) == place)
+            return any(up.span_id in claims or (span.span_id not in claims and is_model(up)) for up in above)
+
+        return [span for span in self.spans if is_model(span) and not repeats(span)]
+
+    def parent_of(self, span: Span, attempts: dict[str, list[Span]]) -> Span | None:
+        """The parent by metadata where the recorded one contradicts it."""
+        recorded = self.up(span)
+        if span.namespace is None:
+            return recorded
+        is_attempt = any(span is attempt for attempt in attempts.get(span.namespace, []))
+        home = outer_of(span.namespace, attempts) if is_attempt else span.namespace
+        if home is not None and home not in attempts:
+            home = outer_of(home, attempts)
+        if recorded is not None and self.namespace_of(recorded) == home:
+            return recorded
+        if home is None:
+            return self._climb(recorded)
+        return self._execution_at(attempts[home], span)
+
+    def _climb(self, span: Span | None) -> Span | None:
+        while span is not None and self.namespace_of(span) is not None:
+            span = self.up(span)
+        return span
+
+    @staticmethod
+    def _execution_at(attempts: list[Span], span: Span) -> Span:
+        before = [attempt for attempt in attempts if attempt.start_ns <= span.start_ns]
+        return (before or attempts)[-1]
+
+
+def _plant(index: _Index, parents: dict[str, Span | None], order: dict[str, int]) -> tuple[Span, ...]:
+    """Nest the spans. Siblings stand in order of start; executions among them in their own order, and
+    so do tools, which run in parallel and start in any order."""
+    below: dict[str | None, list[Span]] = {}
+    for span in index.spans:
+        parent = parents[span.span_id]
+        below.setdefault(parent.span_id if parent else None, []).append(span)
+
+    def grow(span: Span) -> Span:
+        inner = below.get(span.span_id, [])
+        ranked = _rearranged(_rearranged(inner, order), _asked(span, inner))
+        return dataclasses.replace(span, children=tuple(grow(child) for child in ranked))
+
+    return tuple(grow(span) for span in _rearranged(below.get(None, []), order))
+
+
+def _rearranged(siblings: list[Span], rank: Mapping[str, int]) -> list[Span]:
+    """Those that have a rank change places among themselves; the others stay."""
+    places = [i for i, span in enumerate(siblings) if span.span_id in rank]
+    ranked = sorted((siblings[i] for i in places), key=lambda span: rank[span.span_id])
+    result = list(siblings)
+    for place, span in zip(places, ranked, strict=True):
+        result[place] = span
+    return result
+
+
+def _asked(parent: Span, siblings: list[Span]) -> dict[str, int]:
+    """The place of each tool among the requests that its node was given, by the request's id."""
+    ids = {span.span_id: _request_id(span) for span in siblings if span.type == "TOOL"}
+    if len(ids) < 2:
+        return {}
+    places = {request: place for place, request in enumerate(dict.fromkeys(_requests(parent.inputs)))}
+    return {span_id: places[request] for span_id, request in ids.items() if request in places}
+
+
+def _request_id(span: Span) -> str | None:
+    """LangChain's `tool_call_id`, from the span or from the message the tool became."""
+    message = span.outputs if isinstance(span.outputs, dict) else {}
+    found = span.attributes.get("tool_call_id", message.get("tool_call_id"))
+    return found if isinstance(found, str) else None
+
+
+def _requests(data: Any) -> Iterator[str]:
+    """The ids under `tool_calls`, in order, at any depth."""
+    if isinstance(data, dict):
+        requests = data.get("tool_calls")
+        for request in requests if isinstance(requests, list) else []:
+            if isinstance(request, dict) and isinstance(request.get("id"), str):
+                yield request["id"]
+        data = list(data.values())
+    for item in data if isinstance(data, list) else []:
+        yield from _requests(item)
+
+
+def _total_order(path: Any) -> tuple[Any, ...]:
+    """A key that orders LangGraph's paths, whose elements mix strings, integers, booleans and tuples."""
+    if isinstance(path, tuple | list):
+        return (2, tuple(_total_order(element) for element in path))
+    if isinstance(path, int):
+        return (0, int(path))
+    return (1, str(path))
+
+
+def _in_order(index: _Index, attempts: dict[str, list[Span]]) -> list[str]:
+    """The namespaces of all executions: by run, step and path, what lies inside behind its outer one."""
+
+    def key(namespace: str) -> tuple[Any, ...]:
+        first = attempts[namespace][0]
+        outer = outer_of(namespace, attempts)
+        own = (index.invoked(first, outer), first.step or 0, _total_order(first.path), namespace)
+        return (own,) if outer is None else (*key(outer), own)
+
+    return sorted(attempts, key=key)
+
+
+def _execution(spans: list[Span], calls: list[ModelCall], pricer: Pricer) -> Execution:
+    last = spans[-1]
+    status = status_of(last)
+    interrupts = sum(status_of(span) == "interrupted" for span in spans[:-1])
+    return Execution(
+        node=last.name,
+        namespace=last.namespace or "",
+        step=last.step,
+        status=status,
+        attempts=len(spans) - interrupts,
+        inputs=spans[0].inputs,
+        outputs=last.outputs,
+        error=": ".join(part for part in (last.error_type, last.error) if part) or None if status == "error" else None,
+        spans=tuple(spans),
+        model_calls=tuple(calls),
+        pricer=pricer,
+    )
+
+
+def _pair(index: _Index, calls: Sequence[Call]) -> tuple[ModelCall, ...]:
+    """One `ModelCall` for each answered call: wire and span paired within a namespace, first where
+    both count the same, then in order. What only one side saw stands alone."""
+    answered = [c for c in calls if c.answered and c.endpoint.method in _MODEL_METHODS]
+    models = index.models()
+    spans = [span for span in models if span.status != "error" or span.usage is not None]
+    failed = [span for span in models if span.status == "error" and span.usage is None]
+    paired: list[tuple[int, ModelCall]] = []
+    groups = {c.caller.namespace for c in answered} | {index.namespace_of(s) for s in spans}
+    for group in groups:
+        wires = [c for c in answered if c.caller.namespace == group]
+        seen = [s for s in spans if index.namespace_of(s) == group]
+        seen += [s for s in failed if index.namespace_of(s) == group] if len(wires) > len(seen) else []
+        paired += _pair_group(index, group, wires, seen)
+    return tuple(call for _, call in sorted(paired, key=lambda item: item[0]))
+
+
+def _pair_group(
+    index: _Index, namespace: str | None, wires: list[Call], models: list[Span]
+) -> Iterable[tuple[int, ModelCall]]:
+    rest = list(models)
+    partners: dict[int, Span] = {}
+    for wire in wires:
+        same = next((s for s in rest if _counts(s) == _counts(wire)), None)
+        if same is not None:
+            partners[wire.index] = same
+            rest.remove(same)
+    for wire in wires:
+        if wire.index not in partners and rest:
+            partners[wire.index] = rest.pop(0)
+    for wire in wires:
+        span = partners.get(wire.index)
+        called = ModelCall(wire.model, wire.node, namespace, wire.usage, call=wire)
+        if span is None:
+            yield int(wire.at * 1e9), called
+        else:
+            yield span.start_ns, dataclasses.replace(called, span_id=span.span_id, span_name=span.name)
+    for span in rest:
+        if span.status != "error":
+            node = index.node_of(span)
+            yield span.start_ns, ModelCall(span.model, node, namespace, span.usage, span.span_id, span.name)
+
+
+def _counts(side: Call | Span) -> tuple[int | None, ...] | None:
+    """What tells calls apart. The total only where it is alone: the API may leave it out, LangChain then says 0."""
+    usage = side.usage
+    if usage is None:
+        return None
+    total = usage.total_tokens if usage.input_tokens is None else None
+    return usage.input_tokens, usage.output_tokens, total

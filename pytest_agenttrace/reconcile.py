@@ -1,0 +1,135 @@
+"""Trace and calls -> findings: what the two witnesses do not agree on, one cause, one message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_agenttrace.calls import Call, ModelCall
+from pytest_agenttrace.settings import Finding
+from pytest_agenttrace.trace import Span, Trace
+from pytest_agenttrace.usage import Usage, format_tokens
+
+__all__ = ["Evidence", "Finding", "find"]
+
+# What a request without a reply brings about by itself: naming it again would be a second message.
+_CAUSED_BY_A_MISS = frozenset({"unused", "uncounted", "uncalled", "usage", "empty", "export"})
+# Judged only where the body of the test ended by itself.
+_NEED_THE_WHOLE_RUN = frozenset({"unused", "usage", "uncalled", "uncounted", "empty"})
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a test left behind, beside its trace. Misses and unused replies are `(node, text)`."""
+
+    trace: Trace | None
+    misses: Sequence[tuple[str | None, str]] = ()
+    unused: Sequence[tuple[str | None, str]] = ()
+    export_errors: Sequence[str] = ()
+    ended: bool = True
+    traced: bool = True
+    nothing: str = "nothing was traced"
+
+
+def find(evidence: Evidence) -> list[Finding]:
+    """Every finding of a test, most telling first. A miss silences what it brings about."""
+    found = [Finding("missing", node, text) for node, text in evidence.misses]
+    found += [Finding("export", None, f"MLflow failed to store: {text}") for text in evidence.export_errors]
+    if evidence.trace is None:
+        found += [Finding("empty", None, evidence.nothing)] if evidence.traced else []
+    elif evidence.traced:
+        found += _witnesses(evidence.trace)
+    found += [Finding("unused", node, text) for node, text in evidence.unused]
+    if evidence.misses:
+        found = [f for f in found if f.kind not in _CAUSED_BY_A_MISS]
+    if not evidence.ended:
+        found = [f for f in found if f.kind not in _NEED_THE_WHOLE_RUN]
+    return found
+
+
+def _witnesses(trace: Trace) -> list[Finding]:
+    spans = {span.span_id: span for root in trace.roots for span in root.walk()}
+    found: list[Finding] = []
+    for called in trace.llm_calls:
+        span = spans.get(called.span_id) if called.span_id is not None else None
+        if called.call is not None and span is None:
+            found.append(_uncounted(called.call))
+        elif called.call is not None and span is not None:
+            found += _usage(called.call, span)
+        elif span is not None and span.usage is not None and _speaks_to_gemini(span):
+            found.append(_uncalled(called, span))
+    return found
+
+
+def _speaks_to_gemini(span: Span) -> bool:
+    """Whether a call was due: fakes and other providers never touch this wire."""
+    metadata = span.attributes.get("metadata")
+    provider = metadata.get("ls_provider") if isinstance(metadata, dict) else None
+    return provider in ("google_genai", "google_vertexai", "google_anthropic_vertex") or span.name.startswith(
+        ("ChatGoogleGenerativeAI", "ChatVertexAI")
+    )
+
+
+def _node(node: str | None) -> str:
+    return node or "(no node)"
+
+
+def _uncounted(call: Call) -> Finding:
+    tokens = "tokens unknown" if call.usage is None else _said(call.usage)
+    return Finding(
+        "uncounted",
+        call.node,
+        f"{_node(call.node)}, call {call.index}: {tokens} on the wire, no span in the trace\n"
+        f"  {call.endpoint}\n"
+        "  MLflow saw nothing of this call: trace the client it was made with\n"
+        '  (raw google-genai: @pytest.mark.agent_trace(autolog=["langchain", "gemini"])).',
+    )
+
+
+def _uncalled(called: ModelCall, span: Span) -> Finding:
+    return Finding(
+        "uncalled",
+        called.node,
+        f"{_node(called.node)}: span {span.name} claims {_said(span.usage)}, no call was made\n"
+        "  A cached reply is counted as if it had been paid for.",
+    )
+
+
+def _usage(call: Call, span: Span) -> list[Finding]:
+    wire, claimed = call.usage, span.usage
+    if wire is None and claimed is None:
+        return []
+    differences = _differences(wire, claimed)
+    if not differences:
+        return []
+    return [
+        Finding(
+            "usage",
+            call.node,
+            f"{_node(call.node)}, call {call.index}: the span's tokens are not the wire's\n"
+            f"  {call.endpoint}\n" + "\n".join(f"  {line}" for line in differences),
+        )
+    ]
+
+
+def _differences(wire: Usage | None, claimed: Usage | None) -> list[str]:
+    lines: list[str] = []
+    for name in ("input_tokens", "output_tokens", "total_tokens", "cache_read_input_tokens"):
+        billed = None if wire is None else getattr(wire, name)
+        traced = None if claimed is None else getattr(claimed, name)
+        if name == "total_tokens" and not lines and not traced and claimed is not None:
+            continue  # the API leaves a total out, LangChain then says 0: the parts agree
+        if name == "cache_read_input_tokens" and (traced is None or (billed is None and traced == 0)):
+            continue  # MLflow before 3.10 has no count of it
+        if billed != traced:
+            lines.append(f"{name}: wire {_count(billed)}, span {_count(traced)}")
+    return lines
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else format_tokens(value)
+
+
+def _said(usage: Usage | None) -> str:
+    total = None if usage is None else usage.total_tokens
+    return f"{_count(total)} tokens"

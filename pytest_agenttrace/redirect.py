@@ -1,0 +1,229 @@
+"""MLflow's setters, answered by the temporary store while it is open or a test module is imported.
+
+Code under test that calls `mlflow.set_tracking_uri` and its like would leave the temporary store. The
+functions keep their identity and change their code, so that it does not matter how they were imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import inspect
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from pytest_agenttrace.mlflow_state import EXPERIMENT_ID, REGISTRY_URI, TRACKING_URI, give_provider
+
+__all__ = ["Redirect", "after_import", "mask", "put_in_force"]
+
+_PASSWORD = re.compile(r"(://[^:@/\s'\"]*:)[^@/\s'\"]+@")
+_SECRET = re.compile(r"((?:password|passwd|token|secret)=)[^&\s'\"]+", re.IGNORECASE)
+
+# What a redirected function runs, by its name and the depth of nesting.
+_answers: dict[str, Callable[..., Any]] = {}
+
+
+class Redirect:
+    """Answers MLflow's setters while it is active, whichever way the code under test got hold of them:
+    the functions keep their identity and change their code.
+
+    `requests` is what was asked for, as source text with passwords masked; `asked` the last value
+    given to each function of one argument.
+    """
+
+    _open = 0
+
+    def __init__(self, uri: str, experiment_id: str | None, tracer_provider: Any) -> None:
+        self.uri = uri
+        self.requests: list[str] = []
+        self.asked: dict[str, Any] = {}
+        self._experiment_id = experiment_id
+        self._tracer_provider = tracer_provider
+        self._stack = ExitStack()
+        self.depth = 0
+
+    def __enter__(self) -> Redirect:
+        import mlflow
+        import mlflow.tracing
+
+        self.depth = Redirect._open
+        Redirect._open += 1
+        for owner, names in (
+            (mlflow, ("set_tracking_uri", "set_registry_uri", "set_experiment")),
+            (mlflow.tracing, ("set_destination", "reset", "enable")),
+        ):
+            for name in names:
+                if not (name == "enable" and self._tracer_provider is None):
+                    self._stack.enter_context(_answered_by(self, owner, name))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Redirect._open -= 1
+        self._stack.close()
+
+    def answer(self, where: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = where.rpartition(".")[2]
+        if name == "enable":
+            return give_provider(self._tracer_provider)
+        value = next(iter([*args, *kwargs.values()]), None)
+        if name == "set_tracking_uri" and value == self.uri:
+            return None
+        self.requests.append(_source(where, args, kwargs))
+        self.asked[name] = value
+        return self._set_experiment(original, args, kwargs) if name == "set_experiment" else None
+
+    def _set_experiment(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The experiment of that name in the temporary store, made where there is none. An id belongs to
+        the store it was asked of: one that is unknown here gives the test's own experiment."""
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
+        name, wanted = given.get("experiment_name"), given.get("experiment_id")
+        if (name is None) == (wanted is None):
+            return original(*args, **kwargs)  # MLflow's own error
+        client: Any = mlflow.MlflowClient(tracking_uri=self.uri)
+        if name is None:
+            try:
+                experiment = client.get_experiment(wanted)
+            except MlflowException:
+                experiment = client.get_experiment(self._experiment_id or "0")
+        else:
+            experiment = client.get_experiment_by_name(name) or _new_experiment(client, name)
+        os.environ["MLFLOW_EXPERIMENT_ID"] = experiment.experiment_id
+        if EXPERIMENT_ID.exists():
+            EXPERIMENT_ID.write(experiment.experiment_id)
+        return experiment
+
+
+def _new_experiment(client: Any, name: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_experiment(client.create_experiment(name))
+    except MlflowException:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            raise
+        return experiment  # another thread was faster
+
+
+def _trampoline(*args: Any, **kwargs: Any) -> Any:
+    # Runs with MLflow's globals: it can use only what it imports.
+    from pytest_agenttrace.redirect import _answers
+
+    return _answers["KEY"](*args, **kwargs)
+
+
+@contextmanager
+def _answered_by(redirect: Redirect, owner: types.ModuleType, name: str) -> Iterator[None]:
+    where = f"{owner.__name__}.{name}"
+    public = getattr(owner, name)
+    target = inspect.unwrap(public)
+    if not isinstance(target, types.FunctionType) or target.__code__.co_freevars:
+        # No plain function: callers that look it up on the module are answered all the same.
+        setattr(owner, name, lambda *args, **kwargs: redirect.answer(where, public, args, kwargs))
+        try:
+            yield
+        finally:
+            setattr(owner, name, public)
+        return
+    code = target.__code__
+    original = types.FunctionType(code, target.__globals__, name, target.__defaults__)
+    original.__kwdefaults__ = target.__kwdefaults__
+    key = f"{where}:{redirect.depth}"
+    _answers[key] = lambda *args, **kwargs: redirect.answer(where, original, args, kwargs)
+    constants = tuple(key if constant == "KEY" else constant for constant in _trampoline.__code__.co_consts)
+    target.__code__ = _trampoline.__code__.replace(co_consts=constants)
+    try:
+        yield
+    finally:
+        target.__code__ = code
+        _answers[key] = original  # for a thread that is on its way
+
+
+def _source(where: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    parts = [_literal(arg) for arg in args] + [f"{name}={_literal(arg)}" for name, arg in kwargs.items()]
+    return mask(f"{where}({', '.join(parts)})")
+
+
+def _literal(value: Any) -> str:
+    text = repr(str(value)) if isinstance(value, Path) else repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def mask(text: str) -> str:
+    """A text with the passwords of its URLs blacked out."""
+    return _SECRET.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
+
+
+def put_in_force(asked: Mapping[str, Any]) -> None:
+    """Set the tracking and registry URI that a redirected import asked for, retiring nothing."""
+    for name, place, variable in (
+        ("set_tracking_uri", TRACKING_URI, "MLFLOW_TRACKING_URI"),
+        ("set_registry_uri", REGISTRY_URI, "MLFLOW_REGISTRY_URI"),
+    ):
+        if name not in asked or not place.exists():
+            continue
+        uri = asked[name]
+        if isinstance(uri, Path):
+            uri = uri.absolute().resolve().as_uri()
+        place.write(uri)
+        if uri:
+            os.environ[variable] = uri
+        else:
+            os.environ.pop(variable, None)
+
+
+@contextmanager
+def after_import(name: str, then: Callable[[], None]) -> Iterator[None]:
+    """Call `then` as soon as a module that is not imported yet has been imported, if ever."""
+    finder = _Finder(name, then)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.meta_path.remove(finder)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self._name = name
+        self._then = then
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        for finder in sys.meta_path:
+            if finder is not self and (spec := finder.find_spec(fullname, path, target)) is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader, self._then)
+                return spec
+        return None
+
+
+class _Loader(importlib.abc.Loader):
+    def __init__(self, loader: Any, then: Callable[[], None]) -> None:
+        self._loader = loader
+        self._then = then
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
+        module: types.ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        self._then()

@@ -1,0 +1,130 @@
+"""The settings of one test: the keys of the `agent_trace` marker and of `agenttrace_config`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["KINDS", "Finding", "Settings", "SettingsError", "Tolerance", "read_settings"]
+
+KINDS = ("missing", "unused", "uncounted", "uncalled", "usage", "orphans", "unpriced", "network", "export", "empty")
+MATCHES = ("body", "order")
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be meant; `problems` holds one line for each thing wrong."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing the witnesses disagree on. `text` starts with the node and a number."""
+
+    kind: str
+    node: str | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Kinds a test forgives (`allow`) or only counts (`warn`), everywhere or for one node."""
+
+    allow: frozenset[tuple[str | None, str]] = field(default_factory=frozenset)
+    warn: frozenset[tuple[str | None, str]] = field(default_factory=frozenset)
+
+    def covers(self, finding: Finding, among: frozenset[tuple[str | None, str]]) -> bool:
+        return (None, finding.kind) in among or (finding.node, finding.kind) in among
+
+    def failing(self, findings: Iterable[Finding]) -> list[Finding]:
+        return [f for f in findings if not self.covers(f, self.allow) and not self.covers(f, self.warn)]
+
+    def warned(self, findings: Iterable[Finding]) -> list[Finding]:
+        return [f for f in findings if self.covers(f, self.warn) and not self.covers(f, self.allow)]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one test asks for. `cassette` is a path, relative to the test file; None is the test's own.
+
+    `match` is "body" (exact) or "order" (recordings of other clients). `allow` and `warn` hold finding
+    kinds, `"unused"`, or for one node `"research:unused"`. `autolog` names MLflow's flavors to trace;
+    `run_tracer_inline` is passed to `mlflow.langchain.autolog`, None leaves MLflow's default.
+    """
+
+    cassette: str | None = None
+    match: Literal["body", "order"] = "body"
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    autolog: tuple[str, ...] = ("langchain",)
+    run_tracer_inline: bool | None = None
+
+
+KEYS = ("cassette", "match", "allow", "warn", "autolog", "run_tracer_inline")
+
+
+def read_settings(layers: Iterable[tuple[str, object]]) -> Settings:
+    """Settings from layers of keys, closest first, each with a name for its errors. The closest layer
+    that has a key wins; `allow` and `warn` of all layers add up. Raises `SettingsError` with all that is wrong."""
+    problems: list[str] = []
+    merged: dict[str, Any] = {}
+    kinds: dict[str, set[tuple[str | None, str]]] = {"allow": set(), "warn": set()}
+    for where, layer in layers:
+        if not isinstance(layer, Mapping):
+            problems.append(f"{where}: a mapping of keys is wanted, not {type(layer).__name__}")
+            continue
+        for key, value in layer.items():
+            if key not in KEYS:
+                problems.append(f"{where}: unknown key {key!r}{_nearest(key, KEYS)} It has {', '.join(KEYS)}")
+            elif key in kinds:
+                pairs, wrong = _parse_kinds(value, key)
+                kinds[key] |= pairs
+                problems += [f"{where}: {line}" for line in wrong]
+            else:
+                problems += [f"{where}: {line}" for line in _check(key, value)]
+                merged.setdefault(key, value)
+    if problems:
+        raise SettingsError(problems)
+    if merged.get("cassette") is not None:
+        merged["cassette"] = os.fspath(merged["cassette"])
+    if "autolog" in merged:
+        merged["autolog"] = tuple(merged["autolog"])
+    return Settings(**merged, tolerance=Tolerance(frozenset(kinds["allow"]), frozenset(kinds["warn"])))
+
+
+def _check(key: str, value: object) -> list[str]:
+    if key == "cassette" and not (value is None or (isinstance(value, str | os.PathLike) and os.fspath(value))):
+        return [f"cassette={value!r} is not a path"]
+    if key == "match" and value not in MATCHES:
+        return [f"match={value!r} is neither 'body' nor 'order'"]
+    if key == "run_tracer_inline" and not (value is None or isinstance(value, bool)):
+        return [f"run_tracer_inline={value!r} is neither True nor False"]
+    if key == "autolog":
+        names = value if isinstance(value, list | tuple) else None
+        if names is None or not all(isinstance(name, str) and name.isidentifier() for name in names):
+            return [f'autolog={value!r} is not a list of MLflow flavors: write autolog=["langchain"]']
+    return []
+
+
+def _nearest(name: object, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else "."
+
+
+def _parse_kinds(values: object, key: str) -> tuple[set[tuple[str | None, str]], list[str]]:
+    """`["unused", "web_research:uncounted"]` as (node, kind) pairs, and what is wrong with them."""
+    if isinstance(values, str) or not isinstance(values, list | tuple | set | frozenset):
+        return set(), [f'{key}={values!r} is not a list of kinds: write {key}=["unused"]']
+    pairs: set[tuple[str | None, str]] = set()
+    problems: list[str] = []
+    for value in values:
+        node, colon, kind = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+        if kind in KINDS and bool(node) == bool(colon):
+            pairs.add((node or None, kind))
+        else:
+            problems.append(f"{key}: unknown kind {value!r}{_nearest(kind, KINDS)} The kinds are {', '.join(KINDS)}")
+    return pairs, problems

@@ -1,0 +1,364 @@
+"""A temporary MLflow store for each test: real SQLite, empty, autologging on, nothing left behind.
+
+With its rooms (`database`, `exporter`, `mlflow_state`, `redirect`, `spans`) the core's only importer of
+mlflow. Tried with MLflow 3.9 and 3.17.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_agenttrace.database import EXPERIMENT, Database, StoreError, cache_directory, without_durability
+from pytest_agenttrace.exporter import Exporter, Session, Threads
+from pytest_agenttrace.mlflow_state import Autolog, direct, muted, set_aside, sweep
+from pytest_agenttrace.redirect import Redirect, after_import, mask, put_in_force
+from pytest_agenttrace.spans import read_span
+from pytest_agenttrace.trace import Span
+
+if TYPE_CHECKING:
+    from mlflow.entities import Trace
+
+__all__ = ["MlflowStore", "StoreError", "StoreFactory", "redirect_at_import"]
+
+# Experiment ids between two tests, for those the code under test makes itself.
+_STRIDE = 1000
+
+
+class MlflowStore:
+    """A test's MLflow store: `uri`, `path` of the SQLite file, `experiment_id`, `artifacts` (a folder
+    that is there once something was written to it).
+
+    Reading drains MLflow's exporter first. After the test what was read last can be read again;
+    anything else raises StoreError.
+    """
+
+    def __init__(self, factory: StoreFactory, name: str, experiment_id: int, artifacts: Path) -> None:
+        self.uri = factory.database.uri
+        self.path = factory.database.path
+        self.experiment_id = str(experiment_id)
+        self.artifacts = artifacts
+        self._name = name
+        self._factory = factory
+        self._session: Session | None = None
+        self._redirect: Redirect | None = None
+        self._autolog: Autolog | None = None
+        self._closed = False
+        self._requested: tuple[str, ...] = ()
+        self._traces: tuple[Trace, ...] | None = None
+        self._spans: tuple[int, tuple[Span, ...]] | None = None
+
+    def __repr__(self) -> str:
+        return f"<MlflowStore {self.uri}, experiment {self.experiment_id}>"
+
+    @property
+    def requested(self) -> tuple[str, ...]:
+        """What the code under test asked of MLflow's global state and did not get, as source text in
+        the order of the calls, those of the import first; passwords are masked."""
+        return self._requested if self._closed else self._collect_requested()
+
+    def _collect_requested(self) -> tuple[str, ...]:
+        requests = list(self._factory.import_requests)
+        if self._redirect is not None:
+            requests += self._redirect.requests
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if uri != self.uri:
+            change = "del os.environ['MLFLOW_TRACKING_URI']"
+            if uri is not None:
+                change = f"os.environ['MLFLOW_TRACKING_URI'] = {uri!r}"
+            requests.append(mask(change))
+        for flavor in self._autolog.turned_off() if self._autolog is not None else ():
+            requests.append(f"mlflow.{flavor}.autolog(disable=True)")
+        return tuple(requests)
+
+    @property
+    def export_errors(self) -> tuple[str, ...]:
+        """The spans and traces of this test that MLflow failed to write, in its own words."""
+        return tuple(self._session.errors) if self._session is not None else ()
+
+    @property
+    def foreign_threads(self) -> tuple[str, ...]:
+        """Names of the threads left by earlier tests whose traces were started in this one and dropped."""
+        return tuple(dict.fromkeys(self._session.foreign)) if self._session is not None else ()
+
+    def owns_current_thread(self) -> bool:
+        """Whether the calling thread is this test's, and not left behind by an earlier one."""
+        return not self._closed and self._factory.threads.owns_current()
+
+    def drain(self, timeout: float = 30.0) -> None:
+        """Wait until every span that has ended is stored. StoreError after `timeout` seconds."""
+        if self._session is not None and not self._closed:
+            self._factory.drain(self._session, timeout)
+
+    def traces(self) -> list[Trace]:
+        """The traces of this test as MLflow's own entities, in order of their start."""
+        if self._closed:
+            if self._traces is None:
+                raise StoreError(f"the MLflow store of {self._name} is closed: read it inside the test")
+            return list(self._traces)
+        self.drain()
+        self._traces = tuple(_read_traces(self.uri, self._factory.database))
+        return list(self._traces)
+
+    def spans(self) -> tuple[Span, ...]:
+        """All spans of this test, flat, in order of trace and start; those still running have status "open"."""
+        if self._closed:
+            if self._spans is None:
+                self.traces()  # raises, or there is something to convert
+                self._spans = 0, _flat(self._traces or ())
+            return self._spans[1]
+        self.drain()
+        session = self._session
+        generation = session.generation if session is not None else -1
+        # While a trace is running it grows without an export.
+        if session is not None and not session.open and self._spans is not None and self._spans[0] == generation:
+            return self._spans[1]
+        open_spans = _open_spans(session) if session is not None else ()
+        running = {span.trace_id for span in open_spans}
+        stored = [span for span in _flat(self.traces()) if span.trace_id not in running]
+        spans = (*stored, *open_spans)
+        self._spans = generation, spans
+        return spans
+
+    def keep(self, directory: Path | None = None) -> Path:
+        """Copy the database, by default beside the artifacts; returns the copy. Artifact locations in
+        it stay as they are."""
+        if self._closed:
+            raise StoreError(f"the MLflow store of {self._name} is closed: its database has been reused")
+        self.drain()
+        directory = self.artifacts.parent if directory is None else directory
+        directory.mkdir(parents=True, exist_ok=True)
+        copy = directory / "mlflow.db"
+        if copy == self.path:
+            copy = directory / "mlflow-kept.db"
+        self._factory.database.copy_to(copy)
+        return copy
+
+    def _close(self) -> None:
+        self._requested = self._collect_requested()
+        self._closed = True
+
+
+class StoreFactory:
+    """Makes the stores of one process, one at a time; everything costly is made once, when first used.
+
+    `root` is a folder of this process's own; `cache` holds the template database (by default the user's
+    cache folder; where that cannot be written, `root`). `import_requests` is what modules asked of
+    MLflow while `redirect_at_import` watched them.
+    """
+
+    def __init__(self, root: Path, *, cache: Path | None = None) -> None:
+        self._root = Path(root).absolute()
+        self._cache = cache_directory() if cache is None else cache
+        self._database: Database | None = None
+        self._store: Any = None
+        self._exporter: Exporter | None = None
+        self._current: str | None = None
+        self._experiment_id = _STRIDE * (100_000 + secrets.randbelow(900_000))
+        self._folders: set[str] = set()
+        self._import_experiments: dict[int, str] = {}
+        self._in_use = False
+        self.import_requests: list[str] = []
+        self.threads = Threads()
+
+    @property
+    def database(self) -> Database:
+        if self._database is None:
+            try:
+                self._database = Database(self._root, self._cache)
+            except OSError as error:
+                raise StoreError(f"the temporary MLflow store cannot be made in {self._root}: {error}") from error
+        return self._database
+
+    def sweep(self) -> None:
+        """After a test's last fixture is torn down: put back variables that a `monkeypatch` outliving the
+        store has set to the store's own values."""
+        if self._current is None:
+            sweep()
+
+    def close(self) -> None:
+        """Close the connections this process has to its database."""
+        if self._store is not None:
+            self._store.engine.dispose()
+            self._store = None
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    @contextmanager
+    def open(
+        self, name: str, *, autolog: Sequence[str] = ("langchain",), run_tracer_inline: bool | None = None
+    ) -> Iterator[MlflowStore]:
+        """An empty store under MLflow's global state; afterwards that state is as it was before."""
+        if self._current is not None:
+            raise StoreError(f"{name}: the temporary MLflow store is already open for {self._current}")
+        self._experiment_id += _STRIDE
+        artifacts = self._folder(name) / "artifacts"
+        self._restore(name, artifacts)
+        store = MlflowStore(self, name, self._experiment_id, artifacts)
+        self._current = name
+        with ExitStack() as stack:
+            stack.callback(self._let_go)
+            self._enter(stack, store, autolog, run_tracer_inline)
+            stack.callback(store._close)
+            yield store
+
+    def _enter(
+        self, stack: ExitStack, store: MlflowStore, autolog: Sequence[str], run_tracer_inline: bool | None
+    ) -> None:
+        self.threads.open()
+        exporter = self._own_exporter()
+        provider = exporter.provider if exporter is not None else None
+        stack.callback(self.threads.close)
+        stack.enter_context(set_aside(self.database.uri, store.experiment_id, provider))
+        self._tracking_store(store.artifacts)
+        if exporter is not None:
+            store._session = stack.enter_context(exporter.session())
+        store._redirect = stack.enter_context(Redirect(store.uri, store.experiment_id, provider))
+        store._autolog = Autolog(autolog, run_tracer_inline)
+        stack.callback(store._autolog.close)
+
+    def _let_go(self) -> None:
+        self._current = None
+        if self._exporter is not None:
+            self._exporter.hold_back()
+
+    def _folder(self, name: str) -> Path:
+        """A folder for the test, named after it: legal everywhere, never given twice."""
+        slug = re.sub(r"[^A-Za-z0-9.-]+", "_", name)[-80:].strip("._") or "test"
+        folder, number = slug, 1
+        while folder.lower() in self._folders:
+            number += 1
+            folder = f"{slug}-{number}"
+        self._folders.add(folder.lower())
+        return self._root / folder
+
+    def _restore(self, name: str, artifacts: Path) -> None:
+        self.database.restore(name, self._experiment_id, artifacts.as_uri(), self._import_experiments)
+        self._in_use = True
+
+    def _own_exporter(self) -> Exporter | None:
+        """The exporter of this process; None where this MLflow must be left to its own."""
+        if self._exporter is None and direct():
+            try:
+                self._exporter = Exporter(self.database.uri, self.threads)
+            except (ImportError, AttributeError, TypeError):
+                return None
+        return self._exporter
+
+    def _tracking_store(self, artifacts: Path) -> None:
+        """MLflow's store object for our URI: a fast connection, artifacts of new experiments in our folder."""
+        if self._store is None:
+            import mlflow
+
+            with muted():
+                client = mlflow.MlflowClient(tracking_uri=self.database.uri)
+            self._store = getattr(getattr(client, "_tracking_client", None), "store", None)
+            if self._store is None:
+                return
+            from sqlalchemy import event
+
+            event.listen(self._store.engine, "connect", without_durability)
+            self._store.engine.dispose()  # those connected before
+        self._store.artifact_root_uri = artifacts.as_uri()
+
+    def drain(self, session: Session, timeout: float) -> None:
+        if self._exporter is not None:
+            self._exporter.drain(session, timeout)
+
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """Redirect what a module asks of MLflow while it is imported, and remember it.
+
+        Afterwards the tracking and registry URI it asked for are in force, as the rest of the session
+        expects; experiments it made are in every later store under the same id.
+        """
+        artifacts = self._root / "import" / "artifacts"
+        if self._current is not None:
+            yield
+            return
+        self._experiment_id += _STRIDE
+        self._restore("an import", artifacts)
+        redirect = Redirect(self.database.uri, None, None)
+        try:
+            with set_aside(self.database.uri, None, None):
+                self._tracking_store(artifacts)
+                with redirect:
+                    yield
+        finally:
+            self.import_requests += redirect.requests
+            own = {0: "Default", self._experiment_id: EXPERIMENT}
+            self._import_experiments |= {
+                number: name for number, name in self.database.experiments().items() if number not in own
+            }
+            put_in_force(redirect.asked)
+
+
+@contextmanager
+def redirect_at_import(factory: Callable[[], StoreFactory]) -> Iterator[None]:
+    """Around the import of a module: what it asks of MLflow at its top level reaches no other store.
+
+    Imports no mlflow itself; a module that imports none either costs nothing.
+    """
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            stack.enter_context(factory().importing())
+
+        if "mlflow" in sys.modules:
+            begin()
+        else:
+            stack.enter_context(after_import("mlflow", begin))
+        yield
+
+
+def _read_traces(uri: str, database: Database) -> list[Trace]:
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    locations = [str(number) for number in database.experiments()]
+    traces: list[Trace] = []
+    token: str | None = None
+    while True:
+        page = client.search_traces(locations=locations, max_results=500, page_token=token)
+        traces.extend(page)
+        token = page.token
+        if not token:
+            break
+    return sorted(traces, key=_start)
+
+
+def _start(trace: Trace) -> int:
+    starts = [span.start_time_ns for span in trace.data.spans]
+    return min(starts) if starts else trace.info.request_time * 1_000_000
+
+
+def _flat(traces: Sequence[Trace]) -> tuple[Span, ...]:
+    return tuple(
+        span
+        for trace in traces
+        for span in sorted((read_span(entity) for entity in trace.data.spans), key=lambda span: span.start_ns)
+    )
+
+
+def _open_spans(session: Session) -> tuple[Span, ...]:
+    """The spans of traces whose root is running, from MLflow's memory where it can be read."""
+    spans: list[Span] = []
+    for otel_id in sorted(session.open):
+        try:
+            from mlflow.tracing.trace_manager import InMemoryTraceManager
+
+            memory: Any = InMemoryTraceManager
+            manager = memory.get_instance()
+            with manager.get_trace(manager.get_mlflow_trace_id_from_otel_id(otel_id)) as trace:
+                live = list(trace.span_dict.values()) if trace is not None else []
+        except (AttributeError, ImportError, TypeError):
+            continue
+        spans += sorted((read_span(entity) for entity in live), key=lambda span: span.start_ns)
+    return tuple(spans)

@@ -1,0 +1,458 @@
+"""A traced run as plain objects: spans, executions of nodes, model calls, and the forest of them.
+
+Everything here is a frozen snapshot; `capture` makes the live one. Attribution goes by LangGraph's
+run metadata on each span, never by the subtree alone: async runs have been seen with wrong parents.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_agenttrace.calls import (
+    Call,
+    ModelCall,
+    Pricer,
+    ToolCall,
+    sum_cost,
+    sum_duration,
+    sum_tokens,
+    sum_usage,
+)
+from pytest_agenttrace.tree import Branch, draw
+from pytest_agenttrace.usage import Cost, Tokens, UnknownTokens, Usage, UsageUnknown, format_tokens, format_usd
+
+__all__ = [
+    "Execution",
+    "Span",
+    "SpanNotFound",
+    "Trace",
+    "TraceReading",
+]
+
+# LangGraph ends a node by these exceptions without anything being wrong.
+_NOT_ERRORS = {
+    "GraphInterrupt": "interrupted",
+    "NodeInterrupt": "interrupted",
+    "CancelledError": "cancelled",
+    "ParentCommand": "ok",
+}
+
+
+class SpanNotFound(LookupError):
+    """No execution of that node in this trace; names the nearest node there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One span of an MLflow trace, as plain data. Times are nanoseconds since the epoch.
+
+    `status` is "ok", "error", "unset" or "open" (not ended when it was read). `node`, `step`,
+    `namespace` and `path` are LangGraph's run metadata (`langgraph_node`, `langgraph_step`,
+    `langgraph_checkpoint_ns`, `langgraph_path`), None and () outside of a graph. `usage` is what the
+    span itself claims (`mlflow.chat.tokenUsage`), `model` the model it names.
+    """
+
+    trace_id: str
+    span_id: str
+    parent_id: str | None
+    name: str
+    type: str
+    status: str
+    start_ns: int
+    end_ns: int | None
+    inputs: Any = None
+    outputs: Any = None
+    error_type: str | None = None
+    error: str | None = None
+    node: str | None = None
+    step: int | None = None
+    namespace: str | None = None
+    path: tuple[Any, ...] = ()
+    model: str | None = None
+    usage: Usage | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    children: tuple[Span, ...] = field(default=(), repr=False)
+
+    def walk(self) -> Iterator[Span]:
+        """This span and everything below it, depth first."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One run of a node, with all its attempts.
+
+    `status` is "ok", "error", "interrupted", "cancelled" or "open"; retries are attempts of one
+    execution, and the resume of an interrupt joins the execution it resumes. `error` is
+    "Type: message" of the last attempt. `tokens` and `cost` include everything the node called.
+    """
+
+    node: str
+    namespace: str
+    step: int | None
+    status: str
+    attempts: int
+    inputs: Any
+    outputs: Any
+    error: str | None
+    spans: tuple[Span, ...] = field(repr=False)
+    model_calls: tuple[ModelCall, ...] = field(repr=False)
+    pricer: Pricer = field(repr=False, compare=False)
+
+    @property
+    def tokens(self) -> Tokens | UnknownTokens:
+        return sum_tokens(self.model_calls, self.node)
+
+    @property
+    def cost(self) -> Cost:
+        return sum_cost(self.model_calls, self.pricer, self.node)
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds of recorded model time; None where a call's time is unknown or nothing was called."""
+        return sum_duration(self.model_calls)
+
+
+def status_of(span: Span) -> str:
+    """How a span ended, with LangGraph's exceptions that are no errors told apart."""
+    if span.status != "error":
+        return "ok" if span.status == "unset" else span.status
+    return _NOT_ERRORS.get((span.error_type or "").rpartition(".")[2], "error")
+
+
+def inside(namespace: str | None, outer: str) -> bool:
+    """Whether a checkpoint namespace is `outer` or lies below it (`a:1|b:2` lies below `a:1`)."""
+    return namespace is not None and (namespace == outer or namespace.startswith(outer + "|"))
+
+
+def outer_of(namespace: str, among: Container[str]) -> str | None:
+    """The nearest namespace above that is among these: `a:1` above `a:1|2|b:3`."""
+    while "|" in namespace:
+        namespace = namespace.rpartition("|")[0]
+        if namespace in among:
+            return namespace
+    return None
+
+
+class TraceReading(ABC):
+    """Everything that can be read of a trace. `Trace` is frozen; the fixture's is live and takes a
+    snapshot for each reading."""
+
+    @abstractmethod
+    def snapshot(self) -> Trace:
+        """The trace as it is now, frozen."""
+
+    @property
+    def label(self) -> str:
+        """What the numbers are of: the selected node, or `run`."""
+        return self.snapshot()._label
+
+    @property
+    def roots(self) -> tuple[Span, ...]:
+        """The outermost spans of the selection, each with its `children`."""
+        return self.snapshot()._roots
+
+    @property
+    def executions(self) -> tuple[Execution, ...]:
+        """The selected executions; of a whole trace, those of its outermost nodes. In order of step,
+        parallel siblings by their path."""
+        return self.snapshot()._executions
+
+    @property
+    def trajectory(self) -> list[str]:
+        """Node names, one per execution. A subgraph is one node: `trace["sub"].trajectory` goes inside."""
+        return [execution.node for execution in self.snapshot().level()]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """Every exchange with the Gemini API, failed attempts included, as the wire saw them."""
+        return self.snapshot()._calls
+
+    @property
+    def llm_calls(self) -> tuple[ModelCall, ...]:
+        """The calls to a model that were answered."""
+        return self.snapshot()._model_calls
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The tools executed, as named tuples `(name, args)`, in order."""
+        return [tool_call(span) for span in self.spans(type="TOOL")]
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens by kind, summed over the selection; a part nobody reported is None."""
+        return sum_usage(self.llm_calls)
+
+    @property
+    def tokens(self) -> Tokens | UnknownTokens:
+        """Total tokens of the selection. Unknown tokens raise `UsageUnknown` when compared or added."""
+        reading = self.snapshot()
+        return sum_tokens(reading._model_calls, reading._label)
+
+    @property
+    def cost(self) -> Cost:
+        """USD of the selection at the prices of the recording's date.
+
+        Raises `PriceNotFound` for a model without a price, `UsageUnknown` for a call without usage.
+        """
+        reading = self.snapshot()
+        return sum_cost(reading._model_calls, reading._pricer, reading._label)
+
+    @property
+    def tokens_by_node(self) -> dict[str, Tokens | UnknownTokens]:
+        """Tokens of each node of the trajectory, summed over its executions, subgraphs included."""
+        return {node: sum_tokens(calls, node) for node, calls in self.snapshot().calls_by_node().items()}
+
+    @property
+    def cost_by_node(self) -> dict[str, Cost]:
+        """USD of each node of the trajectory, summed over its executions, subgraphs included."""
+        reading = self.snapshot()
+        return {node: sum_cost(calls, reading._pricer, node) for node, calls in reading.calls_by_node().items()}
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds of recorded model time; None where unknown."""
+        return sum_duration(self.llm_calls)
+
+    @property
+    def outline(self) -> list[Any]:
+        """Nested plain data of nodes (`{name: [...]}`), tools (`"name()"`) and models (`"name"`), for `==`."""
+        reading = self.snapshot()
+        return [entry for root in reading._roots for entry in reading.outline_of(root)]
+
+    def spans(self, *, name: str | None = None, type: str | None = None) -> list[Span]:
+        """The spans of the selection, depth first, filtered by name and MLflow span type ("TOOL")."""
+        return [
+            span
+            for root in self.roots
+            for span in root.walk()
+            if (name is None or span.name == name) and (type is None or span.type == type)
+        ]
+
+    def __getitem__(self, node: str) -> Trace:
+        __tracebackhide__ = True
+        return self.snapshot().select(node)
+
+    def __contains__(self, node: object) -> bool:
+        return any(execution.node == node for execution in self.snapshot().below())
+
+    def __iter__(self) -> Iterator[Execution]:
+        return iter(self.executions)
+
+    def __len__(self) -> int:
+        return len(self.executions)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return self.snapshot().drawn()
+
+
+class Trace(TraceReading):
+    """A frozen trace, or the part of one that was selected. Made by `forest.build_trace`."""
+
+    def __init__(
+        self,
+        roots: tuple[Span, ...],
+        executions: tuple[Execution, ...],
+        model_calls: tuple[ModelCall, ...],
+        calls: tuple[Call, ...],
+        pricer: Pricer,
+        *,
+        selected: tuple[Execution, ...] | None = None,
+        label: str = "run",
+    ) -> None:
+        self._roots = roots
+        self._all = executions
+        self._model_calls = model_calls
+        self._calls = calls
+        self._pricer = pricer
+        self._selected = selected
+        self._label = label
+        self._executions = self.level() if selected is None else selected
+        self._execution_of = {span.span_id: execution for execution in executions for span in execution.spans}
+        self._call_of = {call.span_id: call for call in model_calls if call.span_id is not None}
+
+    def snapshot(self) -> Trace:
+        return self
+
+    def __repr__(self) -> str:
+        of = "" if self._selected is None else f" of {self._label}"
+        return f"<Trace{of}: {' > '.join(self.trajectory) or f'{len(self._roots)} spans'}>"
+
+    @property
+    def pricer(self) -> Pricer:
+        return self._pricer
+
+    def below(self) -> list[Execution]:
+        """Every execution of the selection at any depth, the selected ones left out."""
+        if self._selected is None:
+            return list(self._all)
+        chosen = {execution.namespace for execution in self._selected}
+        return [e for e in self._all if e.namespace not in chosen and outer_of(e.namespace, chosen) is not None]
+
+    def level(self) -> tuple[Execution, ...]:
+        """The executions of the trajectory: the outermost ones, or those just inside the selection."""
+        below = self.below()
+        spaces = {execution.namespace for execution in below}
+        return tuple(execution for execution in below if outer_of(execution.namespace, spaces) is None)
+
+    def calls_by_node(self) -> dict[str, list[ModelCall]]:
+        by_node: dict[str, list[ModelCall]] = {}
+        for execution in self.level():
+            by_node.setdefault(execution.node, []).extend(execution.model_calls)
+        return by_node
+
+    def select(self, node: str) -> Trace:
+        __tracebackhide__ = True
+        if not isinstance(node, str):
+            raise TypeError(f"a trace is indexed by the name of a node, not by {type(node).__name__}")
+        below = self.below()
+        chosen = tuple(execution for execution in below if execution.node == node)
+        if not chosen:
+            raise SpanNotFound(not_found(node, [execution.node for execution in below]))
+        spaces = {execution.namespace for execution in chosen}
+        outermost = [execution for execution in chosen if outer_of(execution.namespace, spaces) is None]
+        return Trace(
+            tuple(span for execution in outermost for span in execution.spans),
+            self._all,
+            tuple(call for call in self._model_calls if any(inside(call.namespace, space) for space in spaces)),
+            tuple(call for call in self._calls if any(inside(call.caller.namespace, space) for space in spaces)),
+            self._pricer,
+            selected=chosen,
+            label=node,
+        )
+
+    def model_call_of(self, span: Span) -> ModelCall | None:
+        """The model call that was paired with a span."""
+        return self._call_of.get(span.span_id)
+
+    def execution_of(self, span: Span) -> Execution | None:
+        """The execution that has this span as an attempt."""
+        return self._execution_of.get(span.span_id)
+
+    def outline_of(self, span: Span) -> list[Any]:
+        inner = [entry for child in span.children for entry in self.outline_of(child)]
+        if (execution := self.execution_of(span)) is not None:
+            return [{execution.node: inner}] if span is _last(execution) else []
+        if span.type == "TOOL":
+            return [f"{span.name}()", *inner]
+        if (call := self.model_call_of(span)) is not None:
+            return [call.model or span.name]
+        return inner
+
+    def drawn(self, *, about: Container[str] = (), depth: int = 1, ascii_only: bool = False) -> str:
+        """The tree as text. `depth` 0 shows nodes, 1 also models and tools, 2 every span. `about` names
+        the nodes a failure is about (`run`: the whole of it), marked `>`; errors are marked `!`."""
+        branches = [branch for root in self._roots for branch in self._branches(root, about, depth)]
+        return draw(branches, ascii_only=ascii_only) if branches else "(nothing traced)"
+
+    def _branches(self, span: Span, about: Container[str], depth: int) -> tuple[Branch, ...]:
+        execution = self.execution_of(span)
+        if execution is not None and span is not _last(execution):
+            return ()
+        call = self.model_call_of(span) if execution is None else None
+        is_root = any(span is root for root in self._roots)
+        failed = (execution.status if execution is not None else status_of(span)) == "error"
+        leaf = call is not None or span.type == "TOOL" or failed
+        children = tuple(branch for child in span.children for branch in self._branches(child, about, depth))
+        if not (is_root or execution or (depth >= 1 and leaf) or depth >= 2):
+            return children
+        calls = self._calls_of(span, execution, call, is_root)
+        named = execution.node if execution is not None else self._label if is_root else None
+        mark = "!" if failed else ">" if named is not None and named in about else " "
+        return (
+            Branch(
+                label=call.model or span.name if call else span.name,
+                cells=self._cells(calls, timed=call is None),
+                note=_note(call, execution),
+                tag="[tool]" if span.type == "TOOL" else "",
+                mark=mark,
+                children=children,
+            ),
+        )
+
+    def _calls_of(
+        self, span: Span, execution: Execution | None, call: ModelCall | None, is_root: bool
+    ) -> tuple[ModelCall, ...]:
+        if execution is not None:
+            return execution.model_calls
+        if call is not None:
+            return (call,)
+        if not is_root:
+            return ()
+        ids = {below.span_id for below in span.walk()}
+        # A call without a span of its own is drawn where its execution ended: once, also after a resume.
+        spaces = [e.namespace for e in self._all if _last(e).span_id in ids]
+        return tuple(
+            c
+            for c in self._model_calls
+            if c.span_id in ids or (c.span_id is None and any(inside(c.namespace, space) for space in spaces))
+        )
+
+    def _cells(self, calls: tuple[ModelCall, ...], *, timed: bool) -> tuple[str, ...]:
+        if not calls:
+            return ()
+        return (
+            _seconds(sum_duration(calls)) if timed else "",
+            "-" if isinstance(tokens := sum_tokens(calls, ""), UnknownTokens) else f"{format_tokens(tokens)} tok",
+            self._priced(calls),
+        )
+
+    def _priced(self, calls: tuple[ModelCall, ...]) -> str:
+        try:
+            return format_usd(sum_cost(calls, self._pricer, ""))
+        except (LookupError, UsageUnknown):
+            return "-"
+
+
+def _seconds(duration: float | None) -> str:
+    if duration is None:
+        return "-"
+    return f"{duration:.1f} s" if duration >= 0.1 else f"{duration * 1000:.0f} ms"
+
+
+def _note(call: ModelCall | None, execution: Execution | None) -> str:
+    """What stands behind the columns: the call's two halves, or what became of the execution."""
+    if call is not None:
+        usage = call.usage
+        if usage is None or usage.input_tokens is None or usage.output_tokens is None:
+            return ""
+        return f"{format_tokens(usage.input_tokens)} in, {format_tokens(usage.output_tokens)} out"
+    if execution is None:
+        return ""
+    facts = [f"{execution.attempts} attempts"] if execution.attempts > 1 else []
+    if execution.status in ("interrupted", "cancelled", "open"):
+        facts.append(execution.status)
+    if execution.error and execution.status == "error":
+        facts.append(execution.error.splitlines()[0][:80])
+    return ", ".join(facts)
+
+
+def _last(execution: Execution) -> Span:
+    return execution.spans[-1]
+
+
+def not_found(node: str, names: list[str]) -> str:
+    """`no node 'reserch' in this trace; did you mean 'research'? It has: research, write`."""
+    known = list(dict.fromkeys(names))
+    if not known:
+        return f"no node {node!r} in this trace: it has no nodes at all"
+    near = difflib.get_close_matches(node, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"no node {node!r} in this trace{hint} It has: {', '.join(known)}"
+
+
+def tool_call(span: Span) -> ToolCall:
+    """A tool span as `(name, args)`. A tool called with a bare string has `{"input": text}`."""
+    args = span.inputs
+    if not isinstance(args, dict):
+        args = {} if args is None else {"input": args}
+    return ToolCall(span.name, args)

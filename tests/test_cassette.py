@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+import unicodedata
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pytest_agenttrace.cassette import (
+    CassetteError,
+    Interaction,
+    cassette_path,
+    check_writable,
+    load_cassette,
+    reply_time,
+    save_cassette,
+    scrub_uri,
+    shown_path,
+)
+
+RESTORE = "Restore the file, or delete it and record again with --agenttrace-record."
+UPGRADE = "Upgrade pytest-agenttrace, or record again with --agenttrace-record into another file."
+URI = "https://generativelanguage.googleapis.com/v1beta/models/gemini-2.5-flash:generateContent"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+BAD = {
+    "empty": (b"", "bad.yaml: an empty file, not a cassette"),
+    "blank": (b" \n\n", "bad.yaml: an empty file, not a cassette"),
+    "list": (b"- a\n", "bad.yaml:1: a list, not a cassette"),
+    "text": (b"hello\n", "bad.yaml:1: text, not a cassette"),
+    "comment": (b"# nothing\n", "bad.yaml:1: nothing, not a cassette"),
+    "truncated": (
+        b"interactions:\n- request:\n    body: '{\"a\n",
+        "bad.yaml:4:1: not a YAML cassette: found unexpected end of stream",
+    ),
+    "tab": (b"a:\n\tb: 1\n", "bad.yaml:2:1: not a YAML cassette: found character that cannot start any token"),
+    "binary": (b"\x89PNG\r\n\x1a\n\xff", "bad.yaml:1: not UTF-8 text: 0x89 at byte 0"),
+    "nul": (b"a: 1\nb: \0\n", "bad.yaml:2: not text: NUL at byte 8"),
+    "control": (b"a: 1\nb: \x07\n", "bad.yaml:2: not a YAML cassette: control characters are not allowed"),
+    "no date": (b"a: 2026-13-45\n", "bad.yaml: not a YAML cassette: month must be in 1..12"),
+    "two documents": (b"a: 1\n---\nb: 2\n", "bad.yaml:2:1: not a YAML cassette: but found another document"),
+    "python object": (
+        b"a: 1\ninteractions: !!python/object/apply:os.system ['x']\n",
+        "bad.yaml:2:15: not a YAML cassette: could not determine a constructor for the tag "
+        "'tag:yaml.org,2002:python/object/apply:os.system'",
+    ),
+    "no interactions": (b"version: 1\n", "bad.yaml:1: the cassette has no 'interactions'"),
+    "interactions: nothing": (b"interactions:\n", "bad.yaml:1: interactions is nothing, not a list"),
+    "interaction: a number": (b"interactions:\n- 3\n", "bad.yaml:2: interaction 1 is a number, not a mapping"),
+    "no response": (
+        b"interactions:\n- request: {method: GET, uri: x}\n",
+        "bad.yaml:2: interaction 1 has no 'response'",
+    ),
+    "no request": (b"interactions:\n- response: {}\n", "bad.yaml:2: interaction 1 has no 'request'"),
+    "no status": (
+        b"interactions:\n- request: {method: GET, uri: x}\n  response: {body: {string: ''}}\n",
+        "bad.yaml:3: interaction 1.response has no 'status'",
+    ),
+    "no method": (
+        b"interactions:\n- request: {uri: x}\n  response: {status: {code: 200}, body: {}}\n",
+        "bad.yaml:2: interaction 1.request has no 'method'",
+    ),
+    "no uri": (
+        b"interactions:\n- request:\n    method: GET\n  response:\n    status: {code: 200}\n    body: {}\n",
+        "bad.yaml:3: interaction 1.request has no 'uri'",
+    ),
+    "code is text": (
+        b"interactions:\n- request: {method: GET, uri: x}\n  response:\n    status:\n      code: ok\n    body: {}\n",
+        "bad.yaml:5: interaction 1.response.status.code is no number",
+    ),
+    "another body format": (
+        b"interactions:\n- request: {method: GET, uri: x}\n  response:\n    status: {code: 200}\n"
+        b"    body: {parsed: {}}\n",
+        "bad.yaml:5: interaction 1.response.body has no 'string'",
+    ),
+    "body is a number": (
+        b"interactions:\n- request: {method: GET, uri: x, body: 3}\n  response: {status: {code: 200}, body: {}}\n",
+        "bad.yaml:2: interaction 1.request.body is a number, not text",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_cassette_is_one_clear_line(name: str, here: Path) -> None:
+    content, message = BAD[name]
+    (here / "bad.yaml").write_bytes(content)
+    with pytest.raises(CassetteError) as caught:
+        load_cassette(here / "bad.yaml")
+    assert str(caught.value) == f"{message}. {RESTORE}"
+    assert (here / "bad.yaml").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("version: 2\ninteractions: []\n", "bad.yaml:1: version 2 of the cassette format; this version reads 1"),
+        (
+            "version: 1\nagenttrace:\n  format: 2\ninteractions: []\n",
+            "bad.yaml:3: agenttrace.format 2 of the cassette format; this version reads 1",
+        ),
+    ],
+)
+def test_another_version(content: str, message: str, here: Path) -> None:
+    (here / "bad.yaml").write_text(content)
+    with pytest.raises(CassetteError) as caught:
+        load_cassette(here / "bad.yaml")
+    assert str(caught.value) == f"{message}. {UPGRADE}"
+
+
+def test_a_directory(here: Path) -> None:
+    (here / "dir.yaml").mkdir()
+    with pytest.raises(CassetteError) as caught:
+        load_cassette(here / "dir.yaml")
+    assert str(caught.value) == ("dir.yaml: a directory, not a cassette. Name a file, or move the directory away.")
+
+
+def test_a_file_without_permission(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "x.yaml").write_text("version: 1\n")
+
+    def denied(self: Path) -> bytes:  # permissions do not bind root, whom the suite may run as
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(CassetteError) as caught:
+        load_cassette(here / "x.yaml")
+    assert str(caught.value) == "x.yaml: cannot be read: Permission denied. Make it readable, or name another file."
+
+
+def test_a_vcrpy_cassette_as_it_is_found(here: Path) -> None:
+    (here / "x.yaml").write_text(
+        "interactions:\n- request:\n    body: null\n    headers: {a: [b], c: d}\n    method: post\n    uri: http://x/\n"
+        "  response:\n    body: {string: !!binary H4sI}\n    headers: {Date: ['Tue, 01 Jul 2025 16:25:28 GMT']}\n"
+        "    status: {code: 503, message: null}\n"
+        "- request: {method: GET, uri: u, body: {b: [1]}}\n  response: {status: {code: 204}, body: {string: null}}\n"
+    )
+    file = load_cassette(here / "x.yaml")
+    first, second = file.interactions
+    assert (first.method, first.uri, first.body, first.reply) == ("POST", "http://x/", b"", b"\x1f\x8b\x08")
+    assert (first.status, first.reason, first.duration) == (503, "", None)
+    assert first.request_headers == {"a": ["b"], "c": ["d"]}
+    assert reply_time(first.reply_headers) == datetime(2025, 7, 1, 16, 25, 28, tzinfo=UTC)
+    assert (second.body, second.reply, file.recorded, file.origin) == (b'{"b": [1]}', b"", None, None)
+
+
+TRICKY = "tab\tdel\x7f nel\x85 ls\u2028 bom\ufeff quote\" 'single' emoji \U0001f600 trailing space \n: # - {}"
+
+
+def test_what_is_written_is_read_back(here: Path) -> None:
+    body = json.dumps({"b": TRICKY, "a": [1, 0.1, None, True, 10**30]}).encode()
+    stream = b'data: {"text": "a"}\r\n\r\ndata: {"text": "b"}\r\n\r\n'
+    written = [
+        Interaction("POST", URI, body, 200, body, "OK", {}, {"Content-Type": ["application/json"]}, 1.23456),
+        Interaction("POST", URI, b"", 200, stream, "OK"),
+        Interaction("GET", URI, b"\xff\x00", 404, b"plain text \n", "Not Found"),
+    ]
+    save_cassette(here / "new" / "x.yaml", written, {"recorded": "2026-01-02T03:04:05Z", "origin": "Google"})
+    file = load_cassette(here / "new" / "x.yaml")
+    first, second, third = file.interactions
+    assert json.loads(first.body) == json.loads(body)
+    assert json.loads(first.reply) == json.loads(body)
+    assert list(json.loads(first.reply)) == ["b", "a"]
+    assert (first.duration, first.reply_headers) == (1.235, {"content-type": ["application/json"]})
+    assert second.reply == stream.replace(b"\r\n", b"\n")
+    assert (third.body, third.reply, third.status, third.reason) == (b"\xff\x00", b"plain text \n", 404, "Not Found")
+    assert (file.recorded, file.origin) == (datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "Google")
+    assert [path.name for path in (here / "new").iterdir()] == ["x.yaml"]
+
+
+@pytest.mark.parametrize(
+    "character", ["\x7f", "\x85", "\x9f", "\u2028", "\u2029", "\ufeff", "\U0001f600", "\\", '"', "\t", "é"]
+)
+def test_no_character_spoils_a_body_or_its_layout(character: str, here: Path) -> None:
+    body = json.dumps({"text": f"a{character}b "}, ensure_ascii=False).encode()
+    save_cassette(here / "x.yaml", [Interaction("POST", URI, body, 200, body)], {})
+    (again,) = load_cassette(here / "x.yaml").interactions
+    assert json.loads(again.body) == json.loads(again.reply) == {"text": f"a{character}b "}
+    assert (here / "x.yaml").read_text().count("|-") == 2
+
+
+def test_a_written_cassette_reads_well_and_vcrpy_reads_it_too(here: Path) -> None:
+    headers = {"Content-Type": ["application/json"], "Set-Cookie": ["a=b"], "X-Goog-Api-Key": ["k"]}
+    uri = f"{URI}?alt=sse&key=AIza-secret"
+    interaction = Interaction("POST", uri, b'{"a":"\xc3\xa4"}', 200, b'{"b":[1]}', "OK", headers, headers, 0.5)
+    save_cassette(here / "x.yaml", [interaction], {"models": ["m"]})
+    assert (here / "x.yaml").read_text() == (
+        f"""\
+version: 1
+agenttrace:
+  format: 1
+  models:
+  - m
+interactions:
+- request:
+    method: POST
+    uri: {URI}?alt=sse
+    headers:
+      content-type:
+      - application/json
+    body: |-
+      {{
+        "a": "ä"
+      }}
+  response:
+    status:
+      code: 200
+      message: OK
+    headers:
+      content-type:
+      - application/json
+    body:
+      string: |-
+        {{
+          "b": [
+            1
+          ]
+        }}
+  agenttrace:
+    duration: 0.5
+"""
+    )
+    import vcr  # type: ignore[import-untyped]  # vcrpy has no types
+
+    with vcr.VCR(record_mode="none").use_cassette(str(here / "x.yaml")) as theirs:
+        assert [request.uri for request in theirs.requests] == [f"{URI}?alt=sse"]
+        assert [response["status"]["code"] for response in theirs.responses] == [200]
+
+
+def test_a_failed_write_leaves_the_old_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "x.yaml").write_text("old")
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(CassetteError) as caught:
+        save_cassette(here / "x.yaml", [], {})
+    assert str(caught.value) == "x.yaml: cannot be written: No space left on device. Nothing was overwritten."
+    assert [(path.name, path.read_text()) for path in here.iterdir()] == [("x.yaml", "old")]
+
+
+def test_a_link_stays_a_link(here: Path) -> None:
+    (here / "real.yaml").write_text("old")
+    (here / "link.yaml").symlink_to("real.yaml")
+    save_cassette(here / "link.yaml", [], {})
+    assert (here / "link.yaml").is_symlink()
+    assert yaml.safe_load((here / "real.yaml").read_text()) == {
+        "version": 1,
+        "agenttrace": {"format": 1},
+        "interactions": [],
+    }
+    assert stat.S_IMODE((here / "real.yaml").stat().st_mode) == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_folder_that_takes_no_files(here: Path) -> None:
+    check_writable(here / "new" / "deep" / "x.yaml")
+    assert list(here.iterdir()) == []
+    (here / "file").write_text("")
+    with pytest.raises(CassetteError) as caught:
+        check_writable(here / "file" / "x.yaml")
+    out = "Make it writable, or name another cassette."
+    assert str(caught.value) == f"file: no cassette can be written here: Not a directory. {out}"
+    if sys.platform == "linux":
+        with pytest.raises(CassetteError, match=r"^/proc/1: no cassette can be written here: "):
+            check_writable(Path("/proc/1/x.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "scrubbed"),
+    [
+        ("https://a/b?alt=sse", "https://a/b?alt=sse"),
+        ("https://a/b?key=AIza&alt=sse", "https://a/b?alt=sse"),
+        ("https://a/b?Key=AIza", "https://a/b"),
+        ("https://a/b?access_token=x&q=1%202&e=", "https://a/b?q=1%202&e="),
+        ("https://user:pass@a:1/b", "https://a:1/b"),
+    ],
+)
+def test_no_key_stays_in_a_uri(uri: str, scrubbed: str) -> None:
+    assert scrub_uri(uri) == scrubbed
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "path"),
+    [
+        ("tests/test_a.py", "TestX.test_y[gemini]", "tests/test_a/TestX.test_y[gemini].yaml"),
+        ("tests\\sub\\test_a.py", "test_y", "tests/sub/test_a/test_y.yaml"),
+        ("./test_a.py", "test_y[a-1.5-b c]", "test_a/test_y[a-1.5-b c].yaml"),
+        ("test_a.py", "test_y[A]", "test_a/test_y[A]-3a23e8dd.yaml"),
+        ("test_a.py", "test_y[a/b:c]", "test_a/test_y[a_b_c]-5f9c05c0.yaml"),
+        ("test_a.py", "con", "test_a/_con-1143da2b.yaml"),
+        ("../out/test_a.py", "test_y", "_-5ec1f7e7/out/test_a/test_y.yaml"),
+    ],
+)
+def test_where_the_cassette_of_a_test_is(module: str, name: str, path: str) -> None:
+    assert cassette_path(Path("/root"), "cassettes", module, name) == Path("/root/cassettes", path)
+
+
+def test_names_are_legal_and_distinct_where_case_does_not_count() -> None:
+    names = [
+        "t[a]",
+        "t[A]",
+        "t[aB]",
+        "t[Ab]",
+        "t[a/b]",
+        "t[a_b]",
+        "t[a:b]",
+        "t[é]",
+        "t[e\u0301]",
+        "t[ß]",
+        "t[a.]",
+        "t[a ]",
+    ]
+    names += [
+        "nul",
+        "NUL.x",
+        "com1",
+        "lpt9.test",
+        "t" * 300,
+        "t" * 301,
+        "t.",
+        "t ",
+        " t",
+        ".",
+        "..",
+        "t[" + "é" * 150 + "]",
+    ]
+    stems = [cassette_path(Path(), "c", "m.py", name).stem for name in names]
+    assert len({unicodedata.normalize("NFC", stem).casefold() for stem in stems}) == len(names)
+    for stem in stems:
+        assert len(stem) <= 120
+        assert stem.isascii()
+        assert not set(stem) & set('<>:"/\\|?*')
+        assert stem[-1] not in ". "
+        assert stem.split(".")[0].upper() not in {"CON", "PRN", "AUX", "NUL", "COM1", "LPT9"}
+
+
+def test_paths_are_shown_as_they_are_typed(here: Path) -> None:
+    assert shown_path(here / "a" / "b.yaml") == "a/b.yaml"
+    assert shown_path(Path("a") / "b.yaml") == "a/b.yaml"
+    assert shown_path(Path("/elsewhere/b.yaml")) == str(Path("/elsewhere/b.yaml"))

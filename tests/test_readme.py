@@ -1,0 +1,97 @@
+"""The README is the manual: what it shows was printed, what it promises runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_agenttrace import GeminiServer, Reply
+from tests import shown
+
+TEXT = shown.README.read_text(encoding="utf-8")
+
+APP = """
+from typing import TypedDict
+from langchain_google_genai import ChatGoogleGenerativeAI
+from langgraph.graph import END, START, StateGraph
+
+class State(TypedDict, total=False):
+    topic: str
+    facts: str
+    text: str
+
+def ask(prompt):
+    return ChatGoogleGenerativeAI(model="gemini-2.5-flash").invoke(prompt).text
+
+graph = StateGraph(State)
+graph.add_node("research", lambda state: {"facts": ask("Facts about " + state["topic"])})
+graph.add_node("write", lambda state: {"text": ask("Write about " + state["facts"])})
+graph.add_edge(START, "research")
+graph.add_edge("research", "write")
+graph.add_edge("write", END)
+app = graph.compile(name="article_writer")
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+
+
+def pytest_in(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_outputs_are_what_is_printed() -> None:
+    """`python -m tests.shown` writes them."""
+    shows, must_show = shown.readme()
+    assert shows == must_show
+
+
+def test_the_first_test_stands_before_line_30() -> None:
+    lines = TEXT.splitlines()
+    assert next(i for i, line in enumerate(lines, 1) if line.startswith("def test_")) < 30
+
+
+def test_the_first_test_records_once_and_then_replays(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+    (tmp_path / "test_article.py").write_text(blocks("python")[0])
+    (tmp_path / "article.py").write_text(APP)
+    (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
+    usage = {"promptTokenCount": 20, "candidatesTokenCount": 300}
+    with GeminiServer(
+        {"Facts": Reply("Light has momentum.", usage=usage), "Write": Reply("A sail.", usage=usage)}
+    ) as server:
+        keyed = clean_environment | {"GOOGLE_API_KEY": "scripted", "GOOGLE_GEMINI_BASE_URL": server.url}
+        recorded = pytest_in(tmp_path, keyed, "--agenttrace-record")
+    assert recorded.returncode == 0, recorded.stdout
+    assert (tmp_path / "cassettes" / "test_article" / "test_article.yaml").is_file()
+    replayed = pytest_in(tmp_path, clean_environment)
+    assert replayed.returncode == 0, replayed.stdout
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
+        "article.py",
+        "cassettes",
+        "pytest.ini",
+        "test_article.py",
+    ]
+
+
+def test_without_pytest(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+    source = next(block for block in blocks("python") if "with capture(" in block)
+    cassette = shown.ROOT / "examples" / "two_nodes" / "article.yaml"
+    source = source.replace("cassettes/article.yaml", str(cassette))
+    script = f"import sys\nsys.path.insert(0, {str(shown.ROOT)!r})\nfrom examples.two_nodes.graph import app\n{source}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=clean_environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split() == ["article_writer", "14", "ms", "1,988", "tok", "$0.004409"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=range(len(blocks("python"))))
+def test_code_blocks_are_python(block: str) -> None:
+    compile(block, "README.md", "exec")
