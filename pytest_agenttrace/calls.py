@@ -135,10 +135,12 @@ Pricer = Callable[[ModelCall], Decimal]
 
 
 def sum_usage(calls: Iterable[ModelCall]) -> Usage:
+    """Tokens by kind; a total is unknown where one call's is (see `Usage.sum`)."""
     return Usage.sum(call.usage or Usage() for call in calls)
 
 
 def sum_tokens(calls: Iterable[ModelCall], label: str) -> Tokens | UnknownTokens:
+    """Total tokens under a label; unknown, with the first call at fault, where one reported none."""
     total = 0
     for call in calls:
         if call.usage is None or call.usage.total_tokens is None:
@@ -154,6 +156,8 @@ def _unreported(call: ModelCall) -> str:
 
 
 def sum_cost(calls: Iterable[ModelCall], pricer: Pricer, label: str) -> Cost:
+    """USD under a label, exact. Raises `UsageUnknown` for a call that reported no input or output, and
+    what the pricer raises: a LookupError for a model without a price."""
     total = Decimal(0)
     for call in calls:
         if call.usage is None or call.usage.input_tokens is None or call.usage.output_tokens is None:
@@ -165,6 +169,7 @@ def sum_cost(calls: Iterable[ModelCall], pricer: Pricer, label: str) -> Cost:
 
 
 def sum_duration(calls: Iterable[ModelCall]) -> float | None:
+    """Seconds the recorded calls took together; None where one of them is unknown, or there are none."""
     durations = [call.duration for call in calls]
     known = [seconds for seconds in durations if seconds is not None]
     return sum(known) if known and len(known) == len(durations) else None

@@ -108,12 +108,13 @@ def cassette_path(root: Path, folder: str, module: str, name: str) -> Path:
     """`<root>/<folder>/<module path without .py>/<Class.test[param]>.yaml`.
 
     `module` is the test module's path relative to `root`. Plain names stay plain. A name gets a hash where characters
-    were replaced, where it was shortened, and where a parameter has an upper-case letter: `[a]` and `[A]` would be one
-    file on Windows and macOS.
+    were replaced, where it was shortened, and where a test or a parameter has an upper-case letter: `[a]` and `[A]`
+    would be one file on Windows and macOS. Classes, in capitals by custom, are left as they are.
     """
     parts = [part for part in re.split(r"[/\\]", module.removesuffix(".py")) if part not in ("", ".")]
-    parameter = name[name.index("[") :] if "[" in name else ""
-    stem = _legal(name, hashed=parameter != parameter.lower())
+    head, bracket, parameter = name.partition("[")
+    test = head.rpartition(".")[2] + bracket + parameter
+    stem = _legal(name, hashed=test != test.lower())
     return root.joinpath(folder, *map(_legal, parts), f"{stem}.yaml")
 
 

@@ -41,6 +41,7 @@ def cache_directory() -> Path:
 
 
 def store_uri(path: Path) -> str:
+    """MLflow's URI of a SQLite file."""
     return f"sqlite:///{path.as_posix()}"
 
 

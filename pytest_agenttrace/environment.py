@@ -12,12 +12,10 @@ KEY_VARIABLES = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
 # Google's own clients ask for a key when they are built; replay never sends it anywhere.
 DUMMY_KEY = "agenttrace-replay-needs-no-key"
 
-# Read when mlflow is imported, so set before: no price list from the network, no telemetry, and
-# trace ids that a test which seeds `random` cannot repeat.
+# Read when mlflow is imported, so set before: no price list from the network, no telemetry.
 _QUIET = {
     "MLFLOW_MODEL_CATALOG_URI": "",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_TRACE_USE_ISOLATED_RANDOM_ID_GENERATOR": "true",
 }
 
 

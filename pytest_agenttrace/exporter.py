@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio.base_events
 import concurrent.futures.thread
 import contextlib
+import importlib
 import logging
 import secrets
 import sys
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from pytest_agenttrace.database import StoreError
-from pytest_agenttrace.mlflow_state import PROVIDER
+from pytest_agenttrace.mlflow_state import PROVIDER, muted
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -248,6 +249,7 @@ def _tracer_provider(exporter: Exporter) -> TracerProvider:
         def on_start(self, span: Any, parent_context: Any = None) -> None:
             exporter.started(span)
 
+    _import_ahead()
     _hush_opentelemetry()
     processor: Any = MlflowV3SpanProcessor
     provider = TracerProvider(
@@ -260,6 +262,12 @@ def _tracer_provider(exporter: Exporter) -> TracerProvider:
     provider.add_span_processor(processor(span_exporter=exporter, export_metrics=False))
     provider.add_span_processor(Starts())
     return provider
+
+
+def _import_ahead() -> None:
+    """What MLflow imports with the first span: the warning it gives would, as an error, lose that span."""
+    with muted(), contextlib.suppress(ImportError):
+        importlib.import_module("mlflow.pyfunc.context")
 
 
 def _hush_opentelemetry() -> None:

@@ -141,7 +141,7 @@ class _Index:
     @staticmethod
     def _execution_at(attempts: list[Span], span: Span) -> Span:
         before = [attempt for attempt in attempts if attempt.start_ns <= span.start_ns]
-        return (before or attempts)[-1]
+        return before[-1] if before else attempts[0]
 
 
 def _plant(index: _Index, parents: dict[str, Span | None], order: dict[str, int]) -> tuple[Span, ...]:

@@ -260,7 +260,10 @@ def _end_runs() -> None:
 
 
 class Autolog:
-    """Autologging of some flavors, switched on; `close` makes every flavor what it was before."""
+    """Autologging of some flavors, switched on; `close` makes every flavor what it was before.
+
+    LookupError for a flavor that this MLflow cannot autolog.
+    """
 
     def __init__(self, flavors: Sequence[str], run_tracer_inline: bool | None) -> None:
         self.flavors = tuple(flavors)
@@ -269,6 +272,8 @@ class Autolog:
             options: dict[str, Any] = {}
             if flavor == "langchain" and run_tracer_inline is not None:
                 options["run_tracer_inline"] = run_tracer_inline
+            if _autolog_function(flavor) is None:
+                raise LookupError(f"autolog={flavor!r}: MLflow has no such flavor to trace")
             if options or not _enabled(_autologging().get(flavor)):
                 _autolog(flavor, silent=True, **options)
 
@@ -298,28 +303,33 @@ def _enabled(config: Mapping[str, Any] | None) -> bool:
     return bool(config) and config is not None and not config.get("disable", False)
 
 
-def _autolog(flavor: str, **options: Any) -> None:
+def _autolog_function(flavor: str) -> Any:
     import mlflow
 
     module: Any = mlflow
     for part in [] if flavor == "mlflow" else flavor.split("."):
         module = getattr(module, part, None)
-    function = getattr(module, "autolog", None)
+    return getattr(module, "autolog", None)
+
+
+def _autolog(flavor: str, **options: Any) -> None:
+    function = _autolog_function(flavor)
     if function is None:
         return
-    try:
-        function(**options)
-    except ModuleNotFoundError as error:
-        # MLflow before 3.12 asks for the version of a `langchain` that LangGraph no longer needs.
-        if flavor != "langchain" or error.name != "langchain":
-            raise
-        inspect.unwrap(function)(**options)
+    with muted():
+        try:
+            function(**options)
+        except ModuleNotFoundError as error:
+            # MLflow before 3.12 asks for the version of a `langchain` that LangGraph no longer needs.
+            if flavor != "langchain" or error.name != "langchain":
+                raise
+            inspect.unwrap(function)(**options)
 
 
 @contextmanager
 def muted() -> Iterator[None]:
     """No log record below WARNING and no Python warning: opening MLflow's first database chatters, and
-    SQLAlchemy's deprecations in it would be errors in a suite that makes warnings errors."""
+    deprecations in it would be errors in a suite that makes warnings errors."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.INFO))
     try:

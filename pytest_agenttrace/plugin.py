@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 import unittest
-import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -233,17 +232,18 @@ def mlflow_store(request: pytest.FixtureRequest) -> Iterator[MlflowStore]:
     `uri`, `path`, `experiment_id`, `artifacts`, `traces()` (MLflow's own entities), `requested` (what
     the code asked of MLflow's global state and did not get).
     """
+    from pytest_agenttrace.store import StoreError
+
     settings = _settings(request)
-    with ExitStack() as stack:
-        # MLflow warns of itself while it is imported: no fault of a suite that makes warnings errors.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            opened = _factory(request.config).open(
-                request.node.nodeid, autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline
-            )
-            store = stack.enter_context(opened)
-        _run(request.node).store = store
-        yield store
+    opened = _factory(request.config).open(
+        request.node.nodeid, autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline
+    )
+    try:
+        with opened as store:
+            _run(request.node).store = store
+            yield store
+    except StoreError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 @pytest.fixture
@@ -469,28 +469,32 @@ def _explain(item: pytest.Item, run: _Run, report: pytest.TestReport) -> None:
     """What a test needs beside its message: misses its own error hides, the tree, redirects, the store."""
     from pytest_agenttrace.store import StoreError
 
-    verdict = run.verdict
-    if verdict is not None and verdict.failures and verdict.text not in str(report.longrepr):
-        report.sections.append(("Captured findings", verdict.text))
+    told = [run.verdict.text] if run.verdict is not None and run.verdict.failures else []
+    drawn: list[tuple[str, str]] = []
     try:
         if report.failed and run.store is not None:
             run.store.keep()
         if report.failed or set("PA") & set(item.config.option.reportchars):
-            _add_trace(item, run, report)
+            drawn = _drawn(item, run)
     except (StoreError, OSError) as error:
-        report.sections.append(("Captured findings", str(error)))
+        told.append(str(error))
+    findings = [text for text in dict.fromkeys(told) if text not in str(report.longrepr)]
+    report.sections += [("Captured findings", text) for text in findings] + drawn
 
 
-def _add_trace(item: pytest.Item, run: _Run, report: pytest.TestReport) -> None:
+def _drawn(item: pytest.Item, run: _Run) -> list[tuple[str, str]]:
+    """The sections with the tree, and with what the code asked of MLflow and did not get."""
+    sections: list[tuple[str, str]] = []
     trace = run.trace.peek() if run.trace is not None else None
     if trace is not None:
         verbosity = item.config.get_verbosity()
         depth = 0 if verbosity < 0 else 2 if verbosity > 1 else 1
         about = run.verdict.about if run.verdict is not None else ()
-        report.sections.append(("Captured trace", trace.drawn(about=about, depth=depth)))
+        sections.append(("Captured trace", trace.drawn(about=about, depth=depth)))
     if run.store is not None and run.store.requested:
         lines = [f"{request}: {_answer(request)}" for request in run.store.requested]
-        report.sections.append(("Captured requests to MLflow", "\n".join(lines)))
+        sections.append(("Captured requests to MLflow", "\n".join(lines)))
+    return sections
 
 
 def _answer(request: str) -> str:

@@ -155,7 +155,7 @@ class StoreFactory:
 
     def __init__(self, root: Path, *, cache: Path | None = None) -> None:
         self._root = Path(root).absolute()
-        self._cache = cache_directory() if cache is None else cache
+        self._cache = (cache_directory() if cache is None else Path(cache)).absolute()
         self._database: Database | None = None
         self._store: Any = None
         self._exporter: Exporter | None = None
@@ -200,12 +200,14 @@ class StoreFactory:
             raise StoreError(f"{name}: the temporary MLflow store is already open for {self._current}")
         self._experiment_id += _STRIDE
         artifacts = self._folder(name) / "artifacts"
-        self._restore(name, artifacts)
-        store = MlflowStore(self, name, self._experiment_id, artifacts)
-        self._current = name
         with ExitStack() as stack:
-            stack.callback(self._let_go)
-            self._enter(stack, store, autolog, run_tracer_inline)
+            # MLflow warns of itself while it is imported and opened: no fault of a suite that makes warnings errors.
+            with muted():
+                self._restore(name, artifacts)
+                store = MlflowStore(self, name, self._experiment_id, artifacts)
+                self._current = name
+                stack.callback(self._let_go)
+                self._enter(stack, store, autolog, run_tracer_inline)
             stack.callback(store._close)
             yield store
 
@@ -221,7 +223,10 @@ class StoreFactory:
         if exporter is not None:
             store._session = stack.enter_context(exporter.session())
         store._redirect = stack.enter_context(Redirect(store.uri, store.experiment_id, provider))
-        store._autolog = Autolog(autolog, run_tracer_inline)
+        try:
+            store._autolog = Autolog(autolog, run_tracer_inline)
+        except LookupError as error:
+            raise StoreError(str(error)) from None
         stack.callback(store._autolog.close)
 
     def _let_go(self) -> None:
@@ -257,8 +262,7 @@ class StoreFactory:
         if self._store is None:
             import mlflow
 
-            with muted():
-                client = mlflow.MlflowClient(tracking_uri=self.database.uri)
+            client = mlflow.MlflowClient(tracking_uri=self.database.uri)
             self._store = getattr(getattr(client, "_tracking_client", None), "store", None)
             if self._store is None:
                 return
@@ -288,7 +292,8 @@ class StoreFactory:
         redirect = Redirect(self.database.uri, None, None)
         try:
             with set_aside(self.database.uri, None, None):
-                self._tracking_store(artifacts)
+                with muted():
+                    self._tracking_store(artifacts)
                 with redirect:
                     yield
         finally:

@@ -6,13 +6,13 @@ from decimal import Context, Decimal, localcontext
 from typing import Any
 
 import pytest
-from handmade import Run, built, call, tokens
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_agenttrace.budget import METRICS, BudgetError, Limit, closest, overruns, parse_budget
 from pytest_agenttrace.trace import Trace
 from pytest_agenttrace.usage import Tokens, Usage
+from tests.handmade import Run, built, call, tokens
 
 ALL = "tokens, input_tokens, output_tokens, cost, llm_calls, tool_calls"
 WRITE_IT = 'is not an amount of USD: write cost="0.005"'

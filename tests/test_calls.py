@@ -6,7 +6,6 @@ from decimal import Context, Decimal, localcontext
 from typing import Any
 
 import pytest
-from handmade import FLASH, Run, call, dollar_per_million, tokens
 
 from pytest_agenttrace.calls import (
     CHAT_METHODS,
@@ -20,6 +19,7 @@ from pytest_agenttrace.calls import (
     sum_usage,
 )
 from pytest_agenttrace.usage import Cost, Tokens, UnknownTokens, Usage, UsageUnknown
+from tests.handmade import FLASH, Run, call, dollar_per_million, tokens
 
 KNOWN = ModelCall(FLASH, "research", "research:1", tokens(150, 1171))
 SECOND = ModelCall(FLASH, "research", "research:1", tokens(2000, 213))

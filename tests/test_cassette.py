@@ -315,6 +315,9 @@ def test_names_are_legal_and_distinct_where_case_does_not_count() -> None:
     names = [
         "t[a]",
         "t[A]",
+        "T[a]",
+        "TestX.test_a",
+        "TestX.test_A",
         "t[aB]",
         "t[Ab]",
         "t[a/b]",

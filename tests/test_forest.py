@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from handmade import FLASH, Run, built, call, dollar_per_million, shape, tokens
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from pytest_agenttrace.calls import Call
 from pytest_agenttrace.forest import build_trace
 from pytest_agenttrace.trace import Execution, Span, Trace
 from pytest_agenttrace.usage import Usage
+from tests.handmade import FLASH, Run, built, call, dollar_per_million, shape, tokens
 
 ONE, TWO, THREE = tokens(10, 5), tokens(20, 7), tokens(30, 9)
 
@@ -118,6 +118,14 @@ def test_a_node_below_another_nodes_model_span_keeps_its_own_calls() -> None:
     assert trace.tokens_by_node == {"a": 15, "b": 27}
 
 
+def test_wrong_parents_do_not_change_the_order_of_parallel_siblings() -> None:
+    run = Run()
+    above = run.graph()
+    for i in (2, 1, 0):
+        above = run.node(f"n{i}", above, 1, f"n:{i}", path=("__pregel_push", i))
+    assert built(run).trajectory == ["n0", "n1", "n2"]
+
+
 def test_a_span_in_a_root_of_its_own_joins_its_node() -> None:
     run, lost = Run(), Run("t2", 5_000_000)
     _, _, b = two_nodes(run)
@@ -125,6 +133,28 @@ def test_a_span_in_a_root_of_its_own_joins_its_node() -> None:
     trace = built(run, lost)
     assert len(trace.roots) == 1
     assert trace.tokens_by_node == {"a": 15, "b": 66}
+
+
+def test_a_span_in_a_root_of_its_own_joins_the_attempt_that_was_running() -> None:
+    run, lost = Run(), Run("t2", 5_000_000)
+    graph = run.graph()
+    first = run.node("a", graph, 1, "a:1", status="error", error_type="ValueError")
+    run.node("a", graph, 1, "a:1", start_ns=8_000_000)
+    lost.add("first", None, namespace="a:1", node="a", step=1)
+    lost.add("second", None, namespace="a:1", node="a", step=1, start_ns=9_000_000)
+    lost.add("early", None, namespace="a:1", node="a", step=1, start_ns=first.start_ns - 1)
+    assert [shape(span) for span in built(run, lost).executions[0].spans] == [
+        {"a": ["early", "first"]},
+        {"a": ["second"]},
+    ]
+
+
+def test_right_parents_inside_of_a_node_are_kept() -> None:
+    run = Run()
+    a = run.node("a", run.graph(), 1, "a:1")
+    chain = run.add("RunnableSequence", a, node="a", step=1, namespace="a:1")
+    run.model(chain, ONE)
+    assert shape(built(run).roots[0]) == {"LangGraph": [{"a": [{"RunnableSequence": ["ChatGoogleGenerativeAI"]}]}]}
 
 
 def test_a_node_whose_parent_was_lost_is_a_root() -> None:
@@ -175,6 +205,17 @@ def test_parallel_siblings_stand_in_order_of_their_path(paths: list[tuple[Any, .
     trace = fanned_out(paths)
     assert trace.trajectory == [f"n{i}" for i in range(len(paths))]
     assert [span.name for span in trace.roots[0].children] == trace.trajectory
+
+
+def test_what_lies_inside_of_parallel_siblings_stands_in_their_order() -> None:
+    run = Run()
+    graph = run.graph()
+    for i in (2, 0, 1):
+        outer = run.node("outer", graph, 1, f"outer:{9 - i}", path=("__pregel_push", i))
+        run.node("x", run.graph(parent=outer), 1, f"outer:{9 - i}|x:1")
+    trace = built(run)
+    assert [e.namespace for e in trace["x"]] == ["outer:9|x:1", "outer:8|x:1", "outer:7|x:1"]
+    assert [e.node for e in trace.below()] == ["outer", "x"] * 3
 
 
 ELEMENTS = st.recursive(
@@ -401,6 +442,7 @@ def test_a_chain_inside_of_a_node_that_bears_its_name_is_no_attempt() -> None:
     run = Run()
     a = run.node("a", run.graph(), 1, "a:1")
     run.node("a", run.add("RunnableSequence", a, node="a", step=1, namespace="a:1"), 1, "a:1")
+    run.node("a", a, 1, "a:1")
     assert names(built(run).executions) == [("a", "ok", 1)]
 
 
@@ -513,6 +555,15 @@ def test_a_span_that_failed_after_its_call_was_answered_is_paired() -> None:
     broken = run.model(a, None, status="error")
     (made,) = built(run, calls=[call(1, a, ONE)]).llm_calls
     assert (made.span_id, made.usage) == (broken.span_id, ONE)
+
+
+def test_a_span_that_failed_is_paired_last() -> None:
+    run = Run()
+    a = run.node("a", run.graph(), 1, "a:1")
+    run.model(a, None, status="error")
+    answered = run.model(a, None)
+    (made,) = built(run, calls=[call(1, a, None)]).llm_calls
+    assert made.span_id == answered.span_id
 
 
 def test_a_failed_span_without_a_call_is_no_call() -> None:

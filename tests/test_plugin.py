@@ -1,309 +1,26 @@
-"""The plugin as its users see it: pytest run on small projects, every message pinned in full.
-
-A pytest that imports MLflow and LangGraph takes seconds to start. Tests marked with `@inner` therefore share one: each
-brings a test module, all modules run in a single session, and the outer test judges what that session said of its own.
-Whatever needs a session to itself (collection errors, xdist, interrupts) runs pytester.
-"""
+"""The plugin as its users see it: what pytest says of tests that use it, every message pinned in full."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import sqlite3
+from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
 from xml.etree import ElementTree
 
-import pytest
-
-from pytest_agenttrace import GeminiServer, Reply
-
-ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("missing", "unused", "uncounted", "uncalled", "usage", "orphans", "unpriced", "network", "export", "empty")
-HEAVY = ("mlflow", "vcr", "langchain", "langchain_core", "langgraph", "google", "genai_prices", "pandas")
-F = TypeVar("F", bound=Callable[..., object])
-
-APP = '''
-"""A small graph: research (a tool loop), then write."""
-from typing import TypedDict
-
-from langchain_core.messages import HumanMessage
-from langchain_core.tools import tool
-from langchain_google_genai import ChatGoogleGenerativeAI
-from langgraph.graph import END, START, StateGraph
-
-
-class State(TypedDict, total=False):
-    topic: str
-    words: int
-    notes: str
-    article: str
-
-
-@tool
-def web_search(query: str) -> str:
-    """Search the web."""
-    return f"three facts on {query}"
-
-
-def model():
-    return ChatGoogleGenerativeAI(model="gemini-2.5-flash", max_retries=1)
-
-
-def research(state):
-    bound = model().bind_tools([web_search])
-    asked = bound.invoke([question := HumanMessage(f"Research {state['topic']}")])
-    found = [web_search.invoke(call) for call in asked.tool_calls]
-    return {"notes": bound.invoke([question, asked, *found]).content}
-
-
-def write(state):
-    return {"article": model().invoke(f"Write {state.get('words', 300)} words on {state['topic']}").content}
-
-
-async def awrite(state):
-    answer = await model().ainvoke(f"Write {state.get('words', 300)} words on {state['topic']}")
-    return {"article": answer.content}
-
-
-def graph(write=write):
-    graph = StateGraph(State)
-    graph.add_node("research", research)
-    graph.add_node("write", write)
-    graph.add_edge(START, "research")
-    graph.add_edge("research", "write")
-    graph.add_edge("write", END)
-    return graph.compile(name="article_writer")
-
-
-app = graph()
-SAILS = {"topic": "solar sails"}
-'''
-
-SCRIPT = [
-    Reply(
-        tool_calls=[("web_search", {"query": "solar sails"})],
-        usage={"promptTokenCount": 150, "candidatesTokenCount": 1171},
-    ),
-    Reply("Notes.", usage={"promptTokenCount": 1713, "candidatesTokenCount": 500}),
-    Reply("An article.", usage={"promptTokenCount": 567, "candidatesTokenCount": 500}),
-]
-
-# Every test of the shared session finds the environment, and MLflow's, as the first one found it.
-CONFTEST = '''
-import json
-import os
-import sys
-from pathlib import Path
-
-import pytest
-
-REPORTS = Path(__file__).with_name("reports.jsonl")
-
-
-@pytest.fixture
-def agenttrace_config():
-    return {"cassette": "app.yaml"}
-
-
-def told(**facts):
-    with REPORTS.open("a") as file:
-        file.write(json.dumps(facts) + "\\n")
-
-
-def state():
-    found = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
-    if "mlflow" in sys.modules:  # importing it is no change
-        import mlflow
-        from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS
-
-        found["tracking uri"] = mlflow.get_tracking_uri()
-        found["registry uri"] = mlflow.get_registry_uri()
-        found["active run"] = repr(mlflow.active_run())
-        found["autologging"] = repr({name: flags for name, flags in AUTOLOGGING_INTEGRATIONS.items() if flags})
-    return found
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item):
-    before = state()
-    result = yield
-    after = state()
-    changed = {name: [before[name], after[name]] for name in before.keys() & after.keys() if before[name] != after[name]}
-    added = {name for name in after.keys() - before.keys() if name.isupper()}
-    told(nodeid=item.nodeid, when="protocol", changed=changed, added=sorted(added), gone=sorted(before.keys() - after))
-    return result
-
-
-def pytest_runtest_logreport(report):
-    told(
-        nodeid=report.nodeid,
-        when=report.when,
-        outcome="xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome,
-        text=report.longreprtext,
-        sections=dict(report.sections),
-        properties=dict(report.user_properties),
-    )
-'''
-
-
-# Warnings are errors; the one that is left out is google-genai's own.
-INI = """
-[pytest]
-junit_family = xunit1
-filterwarnings =
-  error
-  ignore:Inheritance class AiohttpClientSession:DeprecationWarning
-"""
-
-
-@dataclass(frozen=True)
-class Session:
-    """A finished pytest session: its exit code, what it printed, and its folder."""
-
-    code: int
-    out: str
-    err: str
-    folder: Path
-
-    @property
-    def reports(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "reports.jsonl").read_text().splitlines()]
-
-
-class Told:
-    """What a session said of the tests of one module, by the test's name."""
-
-    def __init__(self, session: Session, module: str) -> None:
-        self.session = session
-        self.module = module
-        mine = [report for report in session.reports if report["nodeid"].startswith(f"{module}.py::")]
-        self._reports = [report for report in mine if report["when"] != "protocol"]
-
-    @staticmethod
-    def _name(report: Mapping[str, Any]) -> str:
-        return str(report["nodeid"].partition("::")[2])
-
-    @property
-    def outcomes(self) -> dict[str, str]:
-        """The outcome of each test; one that went wrong outside of its body is an error."""
-        found: dict[str, str] = {}
-        for report in self._reports:
-            if report["when"] == "call":
-                found[self._name(report)] = report["outcome"]
-            elif report["outcome"] != "passed":
-                found[self._name(report)] = "skipped" if report["outcome"] == "skipped" else f"{report['when']} error"
-        return found
-
-    def _failed(self, name: str) -> dict[str, Any]:
-        return next(r for r in self._reports if self._name(r) == name and r["outcome"] != "passed")
-
-    def text(self, name: str) -> str:
-        """The failure's text."""
-        return str(self._failed(name)["text"])
-
-    def errors(self, name: str) -> str:
-        """The lines of a traceback that pytest marks with E."""
-        lines = self.text(name).splitlines()
-        return "\n".join(line[1:].removeprefix("   ") for line in lines if line.startswith("E "))
-
-    def section(self, name: str, title: str) -> str | None:
-        found = self._failed(name)["sections"].get(title)
-        return None if found is None else str(found)
-
-    def properties(self, name: str) -> dict[str, object]:
-        return next(r["properties"] for r in self._reports if self._name(r) == name and r["when"] == "call")
-
-
-def inner(source: str) -> Callable[[F], F]:
-    """Give a test its module of the shared session."""
-
-    def keep(test: F) -> F:
-        test.inner_source = textwrap.dedent(source)  # type: ignore[attr-defined]
-        return test
-
-    return keep
-
-
-def environment(*, key: bool = False) -> dict[str, str]:
-    """An environment in which pytest loads the plugins it is told to and no others."""
-    keys = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
-    kept = {name: value for name, value in os.environ.items() if name not in keys and not name.startswith("MLFLOW_")}
-    if key:
-        kept["GOOGLE_API_KEY"] = "a-key-of-somebody-0123456789"
-    kept["PYTHONPATH"] = str(ROOT)
-    kept["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    return kept
-
-
-def temporary(folder: Path) -> Path:
-    """Where a session's temporary files are, beside its project."""
-    return folder.with_name(f"{folder.name}-temporary")
-
-
-def run_pytest(folder: Path, *args: str, env: Mapping[str, str]) -> Session:
-    base = f"--basetemp={temporary(folder)}"
-    command = [sys.executable, "-m", "pytest", "-p", "pytest_agenttrace.plugin", base, *args]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
-    return Session(done.returncode, done.stdout, done.stderr, folder)
-
-
-@pytest.fixture(scope="session")
-def cassette(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The text of the app's cassette, recorded by the plugin from a scripted server; its times are ours."""
-    folder = tmp_path_factory.mktemp("recorded")
-    (folder / "app.py").write_text(APP)
-    (folder / "test_article.py").write_text(
-        "from app import SAILS, app\ndef test_article(agent_trace):\n    app.invoke(SAILS)\n"
-    )
-    with GeminiServer(SCRIPT) as server:
-        env = environment(key=True) | {"GOOGLE_GEMINI_BASE_URL": server.url}
-        # The flag takes no value: the file behind it is the file to run.
-        ran = run_pytest(folder, "-q", "--agenttrace-record", "test_article.py", env=env)
-        assert not server.unscripted
-    assert ran.code == 0, ran.out
-    written = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in (".yaml", ".db")]
-    assert written == ["cassettes/test_article/test_article.yaml"]
-    text = (folder / written[0]).read_text()
-    assert "origin: scripted server on loopback" in text
-    assert "a-key-of-somebody" not in text
-    seconds = iter(["0.7", "0.5", "0.9"])
-    text = re.sub(r"duration: .*", lambda _: f"duration: {next(seconds)}", text)
-    return re.sub(r"- \w{3}, \d\d \w{3} \d{4} .* GMT", "- Fri, 01 Aug 2025 12:00:00 GMT", text)
-
-
-def write_project(folder: Path, cassette: str) -> None:
-    (folder / "app.py").write_text(APP)
-    (folder / "app.yaml").write_text(cassette)
-    (folder / "conftest.py").write_text(CONFTEST)
-    (folder / "pytest.ini").write_text(INI)
-
-
-@pytest.fixture(scope="session")
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cassette: str) -> Session:
-    """The session that runs the modules of all `@inner` tests, with warnings as errors and no key."""
-    folder = tmp_path_factory.mktemp("shared")
-    write_project(folder, cassette)
-    for item in request.session.items:
-        source = getattr(getattr(item, "function", None), "inner_source", None)
-        if source is not None:
-            module = item.originalname if isinstance(item, pytest.Function) else item.name
-            (folder / f"{module}.py").write_text(f"import pytest\n\nfrom app import SAILS, app\n\n{source}")
-    args = ["-p", "asyncio", "-o", "asyncio_default_fixture_loop_scope=function", "-p", "anyio", "-p", "rerunfailures"]
-    ran = run_pytest(folder, *args, "--junitxml=junit.xml", env=environment())
-    assert ran.code == 1, ran.out + ran.err
-    return ran
-
-
-@pytest.fixture
-def told(request: pytest.FixtureRequest, shared: Session) -> Told:
-    return Told(shared, request.node.originalname)
-
+from tests.projects import (  # noqa: F401 - fixtures
+    ARTICLE,
+    KINDS,
+    MISSED,
+    Session,
+    Told,
+    cassette_fixture,
+    inner,
+    marked,
+    miss,
+    shared_fixture,
+    temporary,
+    told_fixture,
+)
 
 # Budgets
 
@@ -315,7 +32,21 @@ def test_article(agent_trace):
     app.invoke(SAILS)
 """)
 def test_budget_overrun(told: Told) -> None:
-    assert told.outcomes == {"test_article": "failed"}
+    out = told.session.out
+    begin = out.index("research 3,534 tokens > 2,000")
+    assert out[begin : out.index("\n___", begin)] == (
+        "research 3,534 tokens > 2,000 (+1,534)\n"
+        "run $0.0061565 > $0.005 (+$0.0011565)\n"
+        "-------------------------------- Captured trace --------------------------------\n"
+        "> article_writer          2.1 s  4,601 tok  $0.0061565\n"
+        "> ├─ research             1.2 s  3,534 tok  $0.0047364\n"
+        "  │  ├─ gemini-2.5-flash         1,321 tok  $0.0029725   150 in, 1,171 out\n"
+        "  │  ├─ web_search  [tool]\n"
+        "  │  └─ gemini-2.5-flash         2,213 tok  $0.0017639   1,713 in, 500 out\n"
+        "  └─ write                0.9 s  1,067 tok  $0.0014201\n"
+        "     └─ gemini-2.5-flash         1,067 tok  $0.0014201   567 in, 500 out"
+    )
+    assert "FAILED test_budget_overrun.py::test_article - Failed: research 3,534 tokens >...\n" in out
 
 
 @inner("""
@@ -327,7 +58,8 @@ def test_over(agent_trace):
 
 
 @pytest.mark.budget(tokens=4_601, input_tokens=2_430, output_tokens=2_171, cost="0.0061565", llm_calls=3, tool_calls=1)
-@pytest.mark.budget("write", tokens=1_067, input_tokens=567, output_tokens=500, cost=0.0014201, llm_calls=1, tool_calls=0)
+@pytest.mark.budget("write", tokens=1_067, input_tokens=567, output_tokens=500, cost=0.0014201, llm_calls=1)
+@pytest.mark.budget("write", tool_calls=0)
 def test_exact(agent_trace):
     app.invoke(SAILS)
 
@@ -339,6 +71,23 @@ def test_zero(agent_trace):
 """)
 def test_every_overrun_in_one_message(told: Told) -> None:
     assert told.outcomes == {"test_over": "failed", "test_exact": "passed", "test_zero": "failed"}
+    assert told.text("test_over").splitlines() == [
+        "budget: no node 'reserch' in this trace; did you mean 'research'? It has: research, write",
+        "write 1,067 tokens > 1,066 (+1)",
+        "write 567 input_tokens > 566 (+1)",
+        "write 500 output_tokens > 499 (+1)",
+        "write $0.0014201 > $0.00142 (+$0.0000001)",
+        "write 1 llm_calls > 0 (+1)",
+        "run 4,601 tokens > 4,600 (+1)",
+        "run 2,430 input_tokens > 2,429 (+1)",
+        "run 2,171 output_tokens > 2,170 (+1)",
+        "run $0.0061565 > $0.0061564 (+$0.0000001)",
+        "run 3 llm_calls > 2 (+1)",
+        "run 1 tool_calls > 0 (+1)",
+    ]
+    assert told.section("test_over", "Captured trace") == marked("article_writer", "write")
+    assert told.text("test_zero") == "write 1,067 tokens > 0 (+1,067)\nresearch 1 tool_calls > 0 (+1)"
+    assert told.section("test_zero", "Captured trace") == marked("research", "write")
 
 
 @inner("""
@@ -361,8 +110,13 @@ def test_module(agent_trace):
 """)
 def test_closest_budget_wins(told: Told) -> None:
     assert told.outcomes == {
-        "TestClosest::test_function": "passed", "TestClosest::test_class": "failed", "test_module": "failed"
+        "TestClosest::test_function": "passed",
+        "TestClosest::test_class": "failed",
+        "test_module": "failed",
     }
+    rest = "run $0.0061565 > $0 (+$0.0061565)\nwrite 1,067 tokens > 1 (+1,066)"
+    assert told.text("TestClosest::test_class") == rest
+    assert told.text("test_module") == f"run 4,601 tokens > 1 (+4,600)\n{rest}"
 
 
 @inner("""
@@ -388,7 +142,11 @@ def test_only_one(words):
         app.invoke(SAILS | {"words": words})
 """)
 def test_budget_brings_the_fixture(told: Told) -> None:
+    # Behind the fixtures of a wider scope, and to none but the test that has the marker.
     assert told.outcomes == {"test_no_fixture": "failed", "test_only_one[300]": "failed", "test_only_one[0]": "passed"}
+    assert told.text("test_no_fixture") == "run 4,601 tokens > 4,000 (+601)"
+    assert told.section("test_no_fixture", "Captured requests to MLflow") is None
+    assert told.text("test_only_one[300]") == "write 1 llm_calls > 0 (+1)"
 
 
 @inner("""
@@ -411,6 +169,9 @@ def test_within(agent_trace):
 """)
 def test_budget_xfail(told: Told) -> None:
     assert told.outcomes == {"test_expected": "xfailed", "test_strict": "xfailed", "test_within": "failed"}
+    assert told.text("test_strict") == "run 4,601 tokens > 0 (+4,601)"
+    assert told.text("test_within") == "[XPASS(strict)] too dear"
+    assert told.section("test_within", "Captured trace") == ARTICLE
 
 
 @inner("""
@@ -443,37 +204,6 @@ class UsingFixtures(unittest.TestCase):
         app.invoke(SAILS)
 
 
-class Autouse(unittest.TestCase):
-    @pytest.fixture(autouse=True)
-    def use(self, agent_trace):
-        self.trace = agent_trace
-
-    def test_own(self):
-        app.invoke(SAILS)
-        self.assertEqual(self.trace.trajectory, ["research", "write"])
-
-    def test_raising(self):
-        app.invoke(SAILS)
-        self.assertEqual(self.trace.trajectory, ["write"])
-
-    def test_skipping(self):
-        app.invoke(SAILS)
-        self.skipTest("not today")
-
-    @pytest.mark.xfail(reason="too dear", strict=True)
-    def test_xfail(self):
-        app.invoke(SAILS)
-
-    def test_missing(self):
-        app.invoke(SAILS | {"words": 400})
-
-    def test_subtests(self):
-        for _ in range(1):
-            with self.subTest("before anything was asked"):
-                pass
-        app.invoke(SAILS)
-
-
 class Async(unittest.IsolatedAsyncioTestCase):
     @pytest.fixture(autouse=True)
     def use(self, agent_trace):
@@ -481,14 +211,72 @@ class Async(unittest.IsolatedAsyncioTestCase):
 
     async def test_isolated(self):
         await graph(awrite).ainvoke(SAILS)
+        assert self.trace.trajectory == ["research", "write"]
 
 
 class Bare(unittest.TestCase):
     def test_brought(self):
         app.invoke(SAILS)
+
+    def test_subtests(self):
+        with self.subTest("nothing has been asked yet: nothing is judged"):
+            pass
+        app.invoke(SAILS)
 """)
 def test_budget_in_every_kind_of_test(told: Told) -> None:
-    print(told.outcomes)
+    assert set(told.outcomes) == {
+        "test_asyncio",
+        "test_anyio[asyncio]",
+        "TestClass::test_method[solar sails]",
+        "UsingFixtures::test_plain",
+        "Async::test_isolated",
+        "Bare::test_brought",
+        "Bare::test_subtests",
+    }
+    for name in told.outcomes:
+        assert (name, told.text(name)) == (name, "write 1,067 tokens > 1,000 (+67)")
+        assert told.section(name, "Captured trace") == marked("write")
+
+
+@inner("""
+import unittest
+
+
+@pytest.mark.usefixtures("agent_trace")
+class Cases(unittest.TestCase):
+    @pytest.mark.budget(tokens=1)
+    def test_raising(self):
+        app.invoke(SAILS)
+        self.assertEqual(1, 2)
+
+    @pytest.mark.budget(tokens=1)
+    def test_skipping(self):
+        app.invoke(SAILS)
+        self.skipTest("not today")
+
+    @pytest.mark.budget(tokens=1)
+    @pytest.mark.xfail(reason="too dear", strict=True)
+    def test_xfail(self):
+        app.invoke(SAILS)
+
+    def test_missing(self):
+        app.invoke(SAILS | {"words": 400})
+
+    @pytest.mark.budget(tokens=5_000)
+    def test_within(self):
+        app.invoke(SAILS)
+""")
+def test_a_testcase_is_judged_like_a_function(told: Told) -> None:
+    assert told.outcomes == {
+        "Cases::test_missing": "failed",
+        "Cases::test_raising": "failed",
+        "Cases::test_skipping": "skipped",
+        "Cases::test_within": "passed",
+        "Cases::test_xfail": "xfailed",
+    }
+    assert told.errors("Cases::test_raising") == "AssertionError: 1 != 2"
+    assert told.text("Cases::test_xfail") == "run 4,601 tokens > 1 (+4,600)"
+    assert told.text("Cases::test_missing") == miss("test_a_testcase_is_judged_like_a_function.py::Cases::test_missing")
 
 
 @inner("""
@@ -503,8 +291,11 @@ def test_body_skipped(agent_trace):
     app.invoke(SAILS)
     pytest.skip("not today")
 """)
-def test_budgets_are_judged_where_the_body_ended(told: Told) -> None:
+def test_budgets_wait_for_the_end_of_the_body(told: Told) -> None:
     assert told.outcomes == {"test_body_failed": "failed", "test_body_skipped": "skipped"}
+    assert "tokens" not in told.text("test_body_failed").partition("E  ")[2]
+    assert told.section("test_body_failed", "Captured findings") is None
+    assert told.section("test_body_failed", "Captured trace") == ARTICLE
 
 
 @inner("""
@@ -524,28 +315,28 @@ def test_second(agent_trace):
     assert len(runs) == 2
 """)
 def test_reruns(told: Told) -> None:
-    print(told.outcomes)
+    # A second run starts from nothing: the same tokens, not twice as many.
+    assert told.outcomes == {"test_never": "failed", "test_second": "passed"}
+    assert [text for text in told.texts("test_never") if text] == ["run 4,601 tokens > 4,600 (+1)"] * 2
 
 
-# Misses and unused replies
+# Misses
 
 
 @inner("""
 import app as code
-from pytest_agenttrace import CassetteMiss
-from langgraph.types import RetryPolicy
 
 
 def test_changed(agent_trace):
     app.invoke(SAILS | {"words": 400})
 
 
-@pytest.mark.agent_trace(cassette="cassettes/none.yaml")
-def test_no_cassette(agent_trace):
-    app.invoke(SAILS)
+@pytest.mark.asyncio
+async def test_async(agent_trace):
+    await code.graph(code.awrite).ainvoke(SAILS | {"words": 400})
 
 
-def test_swallowed(agent_trace):
+def test_caught(agent_trace):
     def write(state):
         try:
             return code.write(state | {"words": 400})
@@ -555,7 +346,7 @@ def test_swallowed(agent_trace):
     code.graph(write).invoke(SAILS)
 
 
-def test_swallowed_whole(agent_trace):
+def test_swallowed(agent_trace):
     def write(state):
         try:
             return code.write(state | {"words": 400})
@@ -565,19 +356,95 @@ def test_swallowed_whole(agent_trace):
     code.graph(write).invoke(SAILS)
 
 
+@pytest.mark.budget(tokens=1)
+def test_one_cause_one_message(agent_trace):
+    app.invoke(SAILS | {"words": 400})
+
+
+@pytest.mark.parametrize("words", ["four hundred"])
+def test_parametrised(agent_trace, words):
+    code.write({"topic": "solar sails", "words": words})
+
+
+@pytest.fixture
+def article(agent_trace):
+    return app.invoke(SAILS | {"words": 400})
+
+
+def test_in_setup(article):
+    pass
+""")
+def test_cassette_miss(told: Told) -> None:
+    names = ["test_changed", "test_async", "test_caught", "test_swallowed", "test_one_cause_one_message"]
+    for name in names:
+        assert told.text(name) == miss(f"test_cassette_miss.py::{name}")
+    assert told.section("test_changed", "Captured trace") == MISSED
+    assert told.section("test_changed", "Captured findings") is None
+    assert told.text("test_parametrised[four hundred]") == (
+        "CassetteMiss: (no node), call 1: no recorded reply\n"
+        "  POST gemini-2.5-flash:generateContent\n"
+        "  nearest recorded: call 3, differs at contents[0].parts[0].text:\n"
+        "    Write [-300-]{+four hundred+} words on solar sails\n"
+        "  If the prompt changed on purpose, record again:\n"
+        "    pytest 'test_cassette_miss.py::test_parametrised[four hundred]' --agenttrace-record"
+    )
+    assert told.outcomes == {
+        **dict.fromkeys([*names, "test_parametrised[four hundred]"], "failed"),
+        "test_in_setup": "setup error",
+    }
+    assert told.text("test_in_setup") == miss("test_cassette_miss.py::test_in_setup")
+    assert told.section("test_in_setup", "Captured trace") == MISSED
+
+
+@inner("""
+@pytest.mark.agent_trace(cassette="cassettes/none.yaml")
+def test_named(agent_trace):
+    app.invoke(SAILS)
+
+
+class TestDefault:
+    @pytest.fixture
+    def agenttrace_config(self):
+        return {}
+
+    @pytest.mark.parametrize("topic", ["solar sails"])
+    def test_place(self, agent_trace, topic):
+        app.invoke(SAILS)
+""")
+def test_missing_cassette(told: Told) -> None:
+    assert told.text("test_named") == (
+        "CassetteMiss: research, call 1: no cassette\n"
+        "  POST gemini-2.5-flash:generateContent\n"
+        "  looked for: cassettes/none.yaml\n"
+        "  Record it:\n"
+        "    pytest test_missing_cassette.py::test_named --agenttrace-record"
+    )
+    name = "TestDefault::test_place[solar sails]"
+    assert told.text(name) == (
+        "CassetteMiss: research, call 1: no cassette\n"
+        "  POST gemini-2.5-flash:generateContent\n"
+        "  looked for: cassettes/test_missing_cassette/TestDefault.test_place[solar sails].yaml\n"
+        "  Record it:\n"
+        f"    pytest 'test_missing_cassette.py::{name}' --agenttrace-record"
+    )
+
+
+@inner("""
+from pytest_agenttrace import CassetteMiss
+
+
 def test_fails_otherwise(agent_trace):
-    with pytest.raises(BaseException):
+    with pytest.raises(CassetteMiss):
         app.invoke(SAILS | {"words": 400})
     assert agent_trace["research"].tokens < 100
 
 
-def test_skips(agent_trace):
-    with pytest.raises(BaseException):
+def test_expected_by_the_body(agent_trace):
+    with pytest.raises(CassetteMiss):
         app.invoke(SAILS | {"words": 400})
-    pytest.skip("not today")
 
 
-@pytest.mark.agent_trace(allow=["missing"])
+@pytest.mark.agent_trace(allow=["write:missing"])
 def test_allowed(agent_trace):
     with pytest.raises(CassetteMiss, match="write, call 3: no recorded reply"):
         app.invoke(SAILS | {"words": 400})
@@ -589,87 +456,127 @@ def test_allowed_but_raised(agent_trace):
 
 
 @pytest.mark.xfail(raises=CassetteMiss, strict=True)
-def test_expected(agent_trace):
+def test_xfail(agent_trace):
     app.invoke(SAILS | {"words": 400})
-
-
-@pytest.mark.budget(tokens=1)
-def test_one_cause(agent_trace):
-    app.invoke(SAILS | {"words": 400})
-
-
-@pytest.mark.asyncio
-async def test_async(agent_trace):
-    await code.graph(code.awrite).ainvoke(SAILS | {"words": 400})
 """)
-def test_cassette_miss(told: Told) -> None:
-    print(told.outcomes)
+def test_miss_beside_other_failures(told: Told) -> None:
+    assert told.outcomes == {
+        "test_fails_otherwise": "failed",
+        "test_expected_by_the_body": "failed",
+        "test_allowed": "passed",
+        "test_allowed_but_raised": "failed",
+        "test_xfail": "xfailed",
+    }
+    assert told.errors("test_fails_otherwise") == "assert research 3,534 tokens < 100 (+3,434)"
+    nodeid = "test_miss_beside_other_failures.py::"
+    assert told.section("test_fails_otherwise", "Captured findings") == miss(f"{nodeid}test_fails_otherwise")
+    assert told.section("test_fails_otherwise", "Captured trace") == MISSED
+    for name in ("test_expected_by_the_body", "test_allowed_but_raised"):
+        assert told.text(name) == miss(nodeid + name)
+
+
+# Replies nobody asked for, and nothing at all
 
 
 @inner("""
-import app as code
+from app import write
+
 
 def test_unused(agent_trace):
-    code.write({"topic": "solar sails"})
+    write(SAILS)
 
 
 @pytest.mark.agent_trace(allow=["unused"])
 def test_allowed(agent_trace):
-    code.write({"topic": "solar sails"})
+    write(SAILS)
 
 
-@pytest.mark.agent_trace(warn=["unused", "uncounted"])
+@pytest.mark.agent_trace(warn=["unused"])
 def test_warned(agent_trace):
-    code.write({"topic": "solar sails"})
+    write(SAILS)
 
 
 def test_cassette_alone(gemini_cassette):
-    assert not gemini_cassette.recording
-    code.write({"topic": "solar sails"})
+    write(SAILS)
     assert [call.usage.total_tokens for call in gemini_cassette.calls] == [1067]
+    assert (gemini_cassette.recording, gemini_cassette.path.name) == (False, "app.yaml")
 
 
-def test_store_alone(mlflow_store, gemini_cassette, request):
+def test_store_alone(mlflow_store, gemini_cassette):
     app.invoke(SAILS)
     [trace] = mlflow_store.traces()
     assert trace.info.experiment_id == mlflow_store.experiment_id
     assert mlflow_store.uri == f"sqlite:///{mlflow_store.path}"
+
+
+def test_body_failed(agent_trace):
+    write(SAILS)
+    assert agent_trace.tokens == 1
 """)
 def test_unused_replies(told: Told) -> None:
-    print(told.outcomes)
-
-
-# Nothing traced
+    assert told.outcomes == {
+        "test_unused": "failed",
+        "test_allowed": "passed",
+        "test_warned": "passed",
+        "test_cassette_alone": "failed",
+        "test_store_alone": "passed",
+        "test_body_failed": "failed",
+    }
+    unused = (
+        "reply 1 was never asked for: gemini-2.5-flash:generateContent 'Research solar sails' [unused]\n"
+        "reply 2 was never asked for: gemini-2.5-flash:generateContent 'reply of web_search' [unused]"
+    )
+    assert told.text("test_unused") == told.text("test_cassette_alone") == unused
+    alone = "gemini-2.5-flash  1,067 tok  $0.0014201   567 in, 500 out"
+    assert told.section("test_unused", "Captured trace") == alone
+    assert told.errors("test_body_failed") == "assert run 1,067 tokens == 1 (+1,066)"
+    assert told.section("test_body_failed", "Captured findings") is None
+    line = " agenttrace ".center(80, "=")
+    assert f"\n{line}\nfindings warned of: unused 2\n" in told.session.out
 
 
 @inner("""
-@pytest.mark.agent_trace(allow=["unused"])
+pytestmark = pytest.mark.agent_trace(allow=["unused"])
+
+
 def test_nothing(agent_trace):
     pass
 
 
-@pytest.mark.agent_trace(allow=["unused"])
 def test_read(agent_trace):
     assert agent_trace.tokens == 0
 
 
-@pytest.mark.agent_trace(allow=["unused", "empty"])
+@pytest.mark.budget(tokens=10)
+def test_budget():
+    pass
+
+
+@pytest.mark.agent_trace(allow=["empty"])
 def test_allowed(agent_trace):
     assert repr(agent_trace) == "<Trace: nothing traced>"
 
 
-@pytest.mark.agent_trace(allow=["unused"], autolog=[])
-def test_off(agent_trace):
-    pass
-
-
-@pytest.mark.agent_trace(allow=["unused"])
 def test_turned_off(agent_trace):
     import mlflow
+
     mlflow.langchain.autolog(disable=True)
 """)
 def test_nothing_traced(told: Told) -> None:
-    print(told.outcomes)
+    assert told.outcomes == {
+        "test_nothing": "failed",
+        "test_read": "failed",
+        "test_budget": "failed",
+        "test_allowed": "passed",
+        "test_turned_off": "failed",
+    }
+    nothing = "nothing was traced: no graph, chain or model ran"
+    assert told.text("test_nothing") == told.text("test_budget") == f"{nothing} [empty]"
+    assert told.errors("test_read") == f"pytest_agenttrace.capture.NothingTraced: {nothing}"
+    assert told.text("test_read").endswith("\n\ntest_nothing_traced.py:14: NothingTraced")
+    call = "mlflow.langchain.autolog(disable=True)"
+    assert told.text("test_turned_off") == f"nothing was traced: the code called {call} [empty]"
+    assert told.section("test_turned_off", "Captured requests to MLflow") == f"{call}: tracing was switched off"
 
 
 # Settings
@@ -678,10 +585,11 @@ def test_nothing_traced(told: Told) -> None:
 @inner("""
 @pytest.fixture
 def agenttrace_config(agenttrace_config):
-    return {**agenttrace_config, "cassette": "cassettes/nowhere.yaml", "allow": ["unused"]}
+    assert agenttrace_config == {"cassette": "app.yaml"}
+    return {"cassette": "cassettes/nowhere.yaml", "match": "order", "allow": ["unused"]}
 
 
-@pytest.mark.agent_trace(cassette="app.yaml")
+@pytest.mark.agent_trace(cassette="app.yaml", match="body")
 class TestMarked:
     def test_class(self, agent_trace, gemini_cassette):
         assert gemini_cassette.path.name == "app.yaml"
@@ -695,6 +603,11 @@ class TestMarked:
 @pytest.mark.agent_trace(allow=["empty"])
 def test_config(agent_trace, gemini_cassette):
     assert gemini_cassette.path.name == "nowhere.yaml"
+
+
+@pytest.mark.agent_trace(cassette="app.yaml")
+def test_order(agent_trace):
+    app.invoke({"topic": "anything"})
 
 
 class TestBad:
@@ -715,7 +628,21 @@ class TestNoMapping:
         pass
 """)
 def test_settings(told: Told) -> None:
-    print(told.outcomes)
+    assert told.outcomes == {
+        "TestMarked::test_class": "passed",
+        "TestMarked::test_function": "passed",
+        "test_config": "passed",
+        "test_order": "passed",
+        "TestBad::test_keys": "setup error",
+        "TestNoMapping::test_list": "setup error",
+    }
+    assert told.text("TestBad::test_keys").splitlines() == [
+        "agenttrace_config: unknown key 'cassete'; did you mean 'cassette'? "
+        "It has cassette, match, allow, warn, autolog, run_tracer_inline",
+        f"agenttrace_config: allow: unknown kind 'unusd'; did you mean 'unused'? The kinds are {', '.join(KINDS)}",
+        "agenttrace_config: match='fuzzy' is neither 'body' nor 'order'",
+    ]
+    assert told.text("TestNoMapping::test_list") == "agenttrace_config: a mapping of keys is wanted, not list"
 
 
 # Plain asserts
@@ -724,74 +651,131 @@ def test_settings(told: Told) -> None:
 @inner("""
 from decimal import Decimal
 
+
 @pytest.fixture
 def trace(agent_trace):
     app.invoke(SAILS)
     return agent_trace
 
+
 def test_tokens(trace):
     assert trace.tokens < 100
+
 
 def test_reversed(trace):
     assert 100 > trace["research"].tokens
 
+
 def test_chain(trace):
     assert 10 < trace.tokens < 100
+
 
 def test_chain_first(trace):
     assert 10_000 < trace.tokens < 100_000
 
+
 def test_and(trace):
     assert trace.tokens < 10_000 and trace.tokens < 100
+
 
 def test_cost(trace):
     assert trace["write"].cost < Decimal("0.001")
 
-def test_cost_float(trace):
+
+def test_cost_reversed(trace):
     assert 0.001 >= trace["write"].cost
 
-def test_cost_equal_float(trace):
+
+def test_cost_float(trace):
     assert trace["write"].cost == 0.0014201
+
 
 def test_equal(trace):
     assert trace.tokens == 4_600
 
+
 def test_not_equal(trace):
     assert trace.tokens != 4_601
+
 
 def test_trajectory(trace):
     assert trace.trajectory == ["research", "review", "write"]
 
-def test_tool_calls(trace):
-    assert trace["research"].tool_calls == [("web_search", {"query": "moon"})]
 
 def test_in(trace):
     assert "reviewer" in trace
 
+
 def test_no_node(trace):
     assert trace["reserch"].tokens < 100
+
 
 def test_all_hold(trace, record_property):
     record_property("tokens", trace.tokens)
     record_property("cost", trace.cost)
-    record_property("by node", trace["write"].tokens)
+    record_property("of one node", trace["write"].tokens)
     assert trace.tokens == 4601
     assert trace.cost == Decimal("0.0061565")
     assert trace.tokens_by_node == {"research": 3534, "write": 1067}
     assert "write" in trace
-    assert len(trace) == 2
     assert [execution.node for execution in trace] == ["research", "write"]
     assert trace["research"].tool_calls == [("web_search", {"query": "solar sails"})]
 """)
 def test_asserts(told: Told) -> None:
-    print(told.outcomes)
+    assert {name: told.errors(name) for name, outcome in told.outcomes.items() if outcome == "failed"} == {
+        "test_tokens": "assert run 4,601 tokens < 100 (+4,501)",
+        "test_reversed": "assert 100 > research 3,534 tokens (+3,434)",
+        "test_chain": "assert run 4,601 tokens < 100 (+4,501)",
+        "test_chain_first": "assert 10,000 < run 4,601 tokens (-5,399)",
+        # The comparison that held has no excess.
+        "test_and": "assert (run 4,601 tokens < 10,000 and run 4,601 tokens < 100 (+4,501))",
+        "test_cost": "assert write $0.0014201 < $0.001 (+$0.0004201)",
+        "test_cost_reversed": "assert $0.001 >= write $0.0014201 (+$0.0004201)",
+        "test_cost_float": "AssertionError: assert write $0.0014201 == $0.0014201\n"
+        "  a float is not an amount of money: compare with Decimal('0.0014201')",
+        "test_equal": "assert run 4,601 tokens == 4,600 (+1)",
+        "test_not_equal": "assert run 4,601 tokens != 4,601",
+        "test_trajectory": "AssertionError: assert ['research', 'write'] == ['research', ...iew', 'write']\n"
+        "\n"
+        "  At index 1 diff: 'write' != 'review'\n"
+        "  Right contains one more item: 'write'\n"
+        "  Use -v to get more diff",
+        "test_in": "AssertionError: assert 'reviewer' in <Trace: research > write>",
+        "test_no_node": "pytest_agenttrace.trace.SpanNotFound: no node 'reserch' in this trace; "
+        "did you mean 'research'? It has: research, write",
+    }
+    assert told.section("test_chain", "Captured trace") == ARTICLE
+    assert told.text("test_no_node").endswith(": SpanNotFound")
+    assert "trace.py" not in told.text("test_no_node")
+    assert told.outcomes["test_all_hold"] == "passed"
+    assert told.properties("test_all_hold") == {"tokens": 4601, "cost": "0.0061565", "of one node": 1067}
 
 
-# The environment
+def test_junit(shared: Session) -> None:
+    """The messages and properties of the shared session in its JUnit file."""
+    cases = {
+        f"{case.get('classname')}::{case.get('name')}": case
+        for case in ElementTree.parse(shared.folder / "junit.xml").iter("testcase")  # noqa: S314 - pytest wrote it
+    }
+    if "test_budget_overrun::test_article" in cases:
+        [failure] = cases["test_budget_overrun::test_article"].findall("failure")
+        overruns = "research 3,534 tokens > 2,000 (+1,534)\nrun $0.0061565 > $0.005 (+$0.0011565)"
+        assert (failure.get("message"), failure.text) == (f"Failed: {overruns}", overruns)
+    if "test_asserts::test_all_hold" in cases:
+        properties = [p.attrib for p in cases["test_asserts::test_all_hold"].iter("property")]
+        assert properties == [
+            {"name": "tokens", "value": "4601"},
+            {"name": "cost", "value": "0.0061565"},
+            {"name": "of one node", "value": "1067"},
+        ]
+
+
+# What is left behind
 
 
 @inner("""
 import os
+
 import mlflow
 
 
@@ -807,153 +791,151 @@ def broken_later(agent_trace):
     raise RuntimeError("not in the mood")
 
 
-def test_setup_error(broken):
+def test_setup(broken):
     pass
 
 
-def test_teardown_error(broken_later):
+def test_teardown(broken_later):
     app.invoke(SAILS)
 
 
-def test_meddles(agent_trace):
+def test_meddling(agent_trace):
     os.environ["MLFLOW_TRACKING_URI"] = "sqlite:///meddled.db"
     os.environ["MLFLOW_TRACE_SAMPLING_RATIO"] = "1"
     mlflow.set_experiment("meddled")
     mlflow.set_registry_uri("sqlite:///meddled.db")
     mlflow.start_run()
-    mlflow.autolog()
+    mlflow.autolog(silent=True)
     app.invoke(SAILS)
     raise RuntimeError("not in the mood")
 
 
-def test_exits(agent_trace):
+def test_exit(agent_trace):
     app.invoke(SAILS)
     raise SystemExit(3)
 
 
-@pytest.fixture
-def missed(agent_trace):
-    app.invoke(SAILS | {"words": 400})
-
-
-def test_missed_in_setup(missed):
-    pass
+def test_passing(agent_trace):
+    app.invoke(SAILS)
+    assert "GOOGLE_API_KEY" in os.environ
 """)
 def test_everything_is_as_before(told: Told) -> None:
-    print(told.outcomes)
+    assert told.outcomes == {
+        "test_setup": "setup error",
+        "test_teardown": "teardown error",
+        "test_meddling": "failed",
+        "test_exit": "failed",
+        "test_passing": "passed",
+    }
+    assert told.section("test_setup", "Captured trace") == ARTICLE
+    assert told.section("test_meddling", "Captured requests to MLflow") == (
+        "mlflow.set_experiment('meddled'): redirected to the temporary store\n"
+        "mlflow.set_registry_uri('sqlite:///meddled.db'): redirected to the temporary store\n"
+        "os.environ['MLFLOW_TRACKING_URI'] = 'sqlite:///meddled.db': redirected to the temporary store"
+    )
+    # All tests of the shared session, but for those whose module-wide fixture sets a tracking URI of its own.
+    left = {report["nodeid"]: report["left"] for report in told.session.reports if report["when"] == "protocol"}
+    own = {"test_no_fixture", "test_only_one[0]"}
+    assert {name: changes for name, changes in left.items() if changes and name.partition("::")[2] not in own} == {}
+    assert len(left) >= 5
+
+
+def test_nothing_is_written_to_the_working_directory(shared: Session) -> None:
+    written = {path.name for path in shared.folder.iterdir() if path.suffix != ".py"}
+    ours = {name for name in written if name.startswith("bad-")}
+    assert written - ours == {"app.yaml", "pytest.ini", "reports.jsonl", "junit.xml", ".pytest_cache"}
+
+
+@inner("""
+def test_fails(agent_trace, mlflow_store):
+    print(mlflow_store.artifacts.parent)
+    app.invoke(SAILS)
+    assert agent_trace.tokens == 0
+
+
+def test_passes(agent_trace, mlflow_store, record_property):
+    record_property("folder", str(mlflow_store.artifacts.parent))
+    app.invoke(SAILS)
+""")
+def test_the_store_of_a_failed_test_is_kept(told: Told) -> None:
+    kept = Path(str(told.section("test_fails", "Captured stdout call")).strip()) / "mlflow.db"
+    assert kept.is_relative_to(temporary(told.session.folder))
+    with closing(sqlite3.connect(kept)) as database:
+        [(count,)] = database.execute("select count(*) from trace_info")
+    assert count == 1
+    assert not (Path(str(told.properties("test_passes")["folder"])) / "mlflow.db").exists()
+
+
+@inner("""
+from pytest_agenttrace import StoreError
+
+
+@pytest.fixture(autouse=True)
+def hanging(agent_trace, mlflow_store, monkeypatch):
+    def drain(timeout=30.0):
+        raise StoreError("MLflow's exporter hangs")
+
+    app.invoke(SAILS)
+    monkeypatch.setattr(mlflow_store, "drain", drain)
+
+
+def test_passing():
+    pass
+
+
+def test_failing():
+    assert 1 == 2
+""")
+def test_a_store_that_cannot_be_read(told: Told) -> None:
+    # Told, and never in the place of what the test itself says.
+    assert told.outcomes == {"test_passing": "failed", "test_failing": "failed"}
+    assert told.text("test_passing") == "MLflow's exporter hangs"
+    assert told.section("test_passing", "Captured findings") is None
+    assert told.errors("test_failing") == "assert 1 == 2"
+    assert told.section("test_failing", "Captured findings") == "MLflow's exporter hangs"
 
 
 # Bad cassettes
 
 
-@inner("""
-from pathlib import Path
 BAD = {
     "empty": b"",
-    "binary": b"\\x80\\x00\\x01",
-    "truncated": b"version: 1\\ninteractions:\\n- request: {body: 'a",
-    "list": b"- 1\\n",
-    "other": b"version: 2\\ninteractions: []\\n",
+    "binary": b"\x80\x00\x01",
+    "truncated": b"version: 1\ninteractions:\n- request: {body: 'a",
+    "list": b"- 1\n",
+    "newer": b"version: 2\ninteractions: []\n",
 }
+
+
+@inner(f"""
+from pathlib import Path
+
+BAD = {BAD!r}
 
 
 @pytest.mark.parametrize("name", [*BAD, "directory"])
 def test_bad(name, request):
-    path = Path(__file__).with_name(f"bad-{name}.yaml")
+    path = Path(__file__).with_name(f"bad-{{name}}.yaml")
     if name == "directory":
         path.mkdir()
     else:
         path.write_bytes(BAD[name])
     request.node.add_marker(pytest.mark.agent_trace(cassette=path.name))
-    try:
-        request.getfixturevalue("gemini_cassette")
-    finally:
-        assert path.is_dir() or path.read_bytes() == BAD[name]
+    request.getfixturevalue("agent_trace")
 """)
 def test_bad_cassettes(told: Told) -> None:
-    print(told.outcomes)
-
-
-# Sessions of their own
-
-
-@pytest.fixture
-def project(tmp_path: Path, cassette: str) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    write_project(folder, cassette)
-    return folder
-
-
-def test_interrupted(project: Path) -> None:
-    (project / "test_it.py").write_text("""
-import mlflow
-from app import SAILS, app
-
-def test_it(agent_trace):
-    mlflow.set_experiment("mine")
-    app.invoke(SAILS)
-    raise KeyboardInterrupt
-""")
-    ran = run_pytest(project, env=environment())
-    print(ran.out, ran.err, ran.reports)
-    assert ran.code == 2
-
-
-def test_xdist_and_last_failed(project: Path) -> None:
-    (project / "test_it.py").write_text("""
-import pytest
-from app import SAILS, app, write
-
-def test_properties(agent_trace, record_property):
-    app.invoke(SAILS)
-    record_property("tokens", agent_trace.tokens)
-    record_property("cost", agent_trace.cost)
-
-@pytest.mark.agent_trace(warn=["unused", "uncounted"])
-def test_warned(agent_trace):
-    write({"topic": "solar sails"})
-
-@pytest.mark.budget(tokens=1)
-def test_over():
-    app.invoke(SAILS)
-""")
-    ran = run_pytest(project, "-p", "xdist", "-n", "2", "-q", "--junitxml=junit.xml", env=environment())
-    print(ran.out, ran.err, ran.reports)
-    print((project / "junit.xml").read_text())
-    again = run_pytest(project, "--lf", "-vv", env=environment())
-    print(again.out)
-
-
-def test_import_time(project: Path) -> None:
-    (project / "prod.py").write_text("""
-import mlflow
-mlflow.set_tracking_uri("sqlite:///prod.db")
-mlflow.set_experiment("prod")
-mlflow.langchain.autolog()
-from app import app, graph, model
-MODEL = model()
-""")
-    (project / "test_it.py").write_text("""
-import mlflow
-import pytest
-from prod import app
-from app import SAILS
-
-def test_reads(agent_trace, mlflow_store):
-    app.invoke(SAILS)
-    assert agent_trace.tokens == 4601
-    assert [trace.info.state for trace in mlflow_store.traces()] == ["OK"]
-
-@pytest.mark.budget(llm_calls=1)
-def test_over():
-    app.invoke(SAILS)
-
-def test_after():
-    assert mlflow.get_tracking_uri() == "sqlite:///prod.db"
-""")
-    ran = run_pytest(project, "-q", "-W", "ignore", env=environment())
-    print(ran.out, ran.err)
-    ran = run_pytest(project, "-q", "-rP", "-W", "ignore", "-o", "agenttrace_dummy_key=true", env=environment())
-    print(ran.out, ran.err)
-    print(sorted(p.name for p in project.iterdir()))
+    restore = "Restore the file, or delete it and record again with --agenttrace-record."
+    assert {name: told.text(name) for name in told.outcomes} == {
+        "test_bad[empty]": f"bad-empty.yaml: an empty file, not a cassette. {restore}",
+        "test_bad[binary]": f"bad-binary.yaml:1: not text: NUL at byte 1. {restore}",
+        "test_bad[truncated]": "bad-truncated.yaml:3:21: not a YAML cassette: found unexpected end of stream. "
+        + restore,
+        "test_bad[list]": f"bad-list.yaml:1: a list, not a cassette. {restore}",
+        "test_bad[newer]": "bad-newer.yaml:1: version 2 of the cassette format; this version reads 1. "
+        "Upgrade pytest-agenttrace, or record again with --agenttrace-record into another file.",
+        "test_bad[directory]": "bad-directory.yaml: a directory, not a cassette. "
+        "Name a file, or move the directory away.",
+    }
+    for name, content in BAD.items():
+        assert (told.session.folder / f"bad-{name}.yaml").read_bytes() == content
+    assert (told.session.folder / "bad-directory.yaml").is_dir()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import json
 import os
 import pickle
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -356,6 +359,67 @@ def test_only_the_model_is_recorded(server: Server, here: Path) -> None:
     assert (here / "x.yaml").read_text().count("uri:") == 1
 
 
+@pytest.fixture
+def rerouted(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Every host name leads to the server."""
+    connect, port = socket.create_connection, int(server.url.rpartition(":")[2])
+    monkeypatch.setattr(
+        socket, "create_connection", lambda address, *args, **more: connect(("127.0.0.1", port), *args, **more)
+    )
+    return server
+
+
+@pytest.mark.parametrize(
+    ("hosts", "origin"),
+    [
+        (["generativelanguage.googleapis.com"], "Google"),
+        (["gateway.example"], "gateway.example"),
+        (
+            ["generativelanguage.googleapis.com", "googleapis.com.example"],
+            "generativelanguage.googleapis.com, googleapis.com.example",
+        ),
+        (["localhost", "127.0.0.1"], "scripted server on loopback"),
+    ],
+)
+def test_a_recording_says_who_answered(hosts: list[str], origin: str, rerouted: Server, here: Path) -> None:
+    with open_cassette(here / "x.yaml", record=True):
+        for host in hosts:
+            llm(f"http://{host}").invoke("hello")
+    assert yaml.safe_load((here / "x.yaml").read_text())["agenttrace"]["origin"] == origin
+
+
+def test_no_key_of_a_url_and_no_other_service_is_written(rerouted: Server, here: Path) -> None:
+    import httpx
+
+    with open_cassette(here / "x.yaml", record=True) as session:
+        httpx.get("http://api.openai.example/v1/models")
+        httpx.get(f"http://generativelanguage.googleapis.com/v1beta/files/a?key={KEY}")
+        httpx.post(f"http://user:pass@gateway.example/x{MODEL_PATH}?access_token={KEY}", content=body(KEY))
+    assert session.refused == ("api.openai.example",)
+    text = (here / "x.yaml").read_text()
+    assert re.findall("uri: (.*)", text) == [
+        "http://generativelanguage.googleapis.com/v1beta/files/a",
+        f"http://gateway.example/x{MODEL_PATH}",
+    ]
+    assert KEY not in text
+    assert '"text": "REDACTED"' in text
+
+
+def test_a_body_that_is_a_file_is_recorded_and_matched(server: Server, here: Path) -> None:
+    def ask() -> bytes:
+        content = io.BytesIO(body("hello"))
+        headers = {"Content-Length": str(len(body("hello"))), "Content-Type": "application/json"}
+        request = urllib.request.Request(server.url + MODEL_PATH, content, headers)  # noqa: S310  # loopback
+        with urllib.request.urlopen(request) as answer:  # noqa: S310  # loopback
+            return bytes(answer.read())
+
+    with open_cassette(here / "x.yaml", record=True):
+        first = json.loads(ask())
+    assert '"text": "hello"' in (here / "x.yaml").read_text()
+    with open_cassette(here / "x.yaml"):
+        assert json.loads(ask()) == first == reply("re: hello None")
+
+
 def test_a_recording_without_calls_writes_nothing(here: Path) -> None:
     with open_cassette(here / "new" / "x.yaml", record=True):
         pass
@@ -475,6 +539,23 @@ def test_a_gzip_header_says_nothing_about_the_body(ask: Callable[[str], str], co
         assert ask(NOWHERE) == "there"
     assert session.calls[0].usage is not None
     assert session.calls[0].usage.total_tokens == 7
+
+
+@pytest.mark.parametrize("window", [15, -15], ids=["zlib", "raw"])
+def test_other_encodings_are_undone_too(window: int, here: Path) -> None:
+    packer = zlib.compressobj(wbits=window)
+    answer = packer.compress(json.dumps(reply("there")).encode()) + packer.flush()
+    stored = {
+        "request": {"method": "POST", "uri": NOWHERE + MODEL_PATH, "body": body("hello")},
+        "response": {
+            "status": {"code": 200, "message": "OK"},
+            "headers": {"content-encoding": ["deflate"]},
+            "body": {"string": answer},
+        },
+    }
+    (here / "x.yaml").write_text(yaml.safe_dump({"interactions": [stored]}))
+    with open_cassette(here / "x.yaml"):
+        assert llm().invoke("hello").text == "there"
 
 
 def test_dates_are_the_replys_own_else_the_recordings(here: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import handmade  # noqa: F401 - loads the profile of the property tests
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tests.handmade  # noqa: F401 - loads the profile of the property tests
 from pytest_agenttrace.settings import KINDS, Finding, Settings, SettingsError, Tolerance, read_settings
 
 ALL_KEYS = "cassette, match, allow, warn, autolog, run_tracer_inline"

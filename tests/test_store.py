@@ -292,11 +292,14 @@ def test_mlflows_own_readers_see_a_run_at_once(factory: StoreFactory, caplog: py
 
 
 def test_a_seeded_test_gets_no_id_twice(factory: StoreFactory) -> None:
+    import mlflow
+
+    traced = mlflow.trace(lambda: 1, name="traced")
     with factory.open("seed") as opened:
         for _ in range(2):
             random.seed(7)
-            two_nodes().invoke({"text": ""})
-        assert len({span.span_id for span in opened.spans()}) == 10
+            traced()
+        assert len({span.span_id for span in opened.spans()}) == 2
         assert len(opened.traces()) == 2
 
 
@@ -323,6 +326,21 @@ def test_each_test_has_an_empty_store_of_its_own(factory: StoreFactory) -> None:
         "tests_test_a.py_test_x_1_2_-2",
         "tests_test_a.py_test_x_1_2_-3",
     ] or len({opened.artifacts for opened in seen}) == 3
+
+
+def test_only_our_engine_does_without_durability(factory: StoreFactory, tmp_path: Path) -> None:
+    import sqlalchemy
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    def pragmas(engine: sqlalchemy.Engine) -> list[Any]:
+        with engine.connect() as connection:
+            return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("synchronous", "journal_mode")]
+
+    with factory.open("engine") as opened:
+        assert pragmas(SqlAlchemyStore._engine_map[opened.uri]) == [0, "memory"]
+    other = sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    assert pragmas(other) == [2, "delete"]
+    other.dispose()
 
 
 def test_everything_an_app_writes_stays_in_the_stores_folder(factory: StoreFactory, tmp_path: Path) -> None:
@@ -411,7 +429,7 @@ def test_a_damaged_template_is_made_again(
         with closing(sqlite3.connect(broken)) as connection:
             connection.execute("CREATE TABLE t (x)")
     else:
-        broken.write_bytes(content[:200_000] + os.urandom(50_000) + content[250_000:])
+        broken.write_bytes(content[:-60_000] + os.urandom(50_000) + content[-10_000:])
     builds = []
 
     def build(directory: Path, name: str) -> Any:
@@ -580,6 +598,12 @@ def test_a_thread_that_starts_late_is_never_seen(factory: StoreFactory, between:
 
 
 def test_threads_of_this_test_and_shared_pools_belong_to_it(factory: StoreFactory) -> None:
+    import mlflow
+
+    @mlflow.trace
+    async def in_loop() -> None:
+        await two_nodes().ainvoke({"text": ""})
+
     loop = asyncio.new_event_loop()
     runner = threading.Thread(target=loop.run_forever, name="loop")
     with ThreadPoolExecutor(1, thread_name_prefix="mine") as pool:
@@ -589,8 +613,9 @@ def test_threads_of_this_test_and_shared_pools_belong_to_it(factory: StoreFactor
                     runner.start()
                 pool.submit(lambda: two_nodes().invoke({"text": ""})).result(20)
                 in_thread(lambda: two_nodes().invoke({"text": ""})).join(20)
-                asyncio.run_coroutine_threadsafe(two_nodes().ainvoke({"text": ""}), loop).result(20)
-                assert sorted(names(opened)) == sorted(RUN * 3)
+                asyncio.run_coroutine_threadsafe(in_loop(), loop).result(20)
+                assert sorted(names(opened)) == sorted([*RUN * 3, "in_loop"])
+                assert opened.foreign_threads == ()
     loop.call_soon_threadsafe(loop.stop)
     runner.join(20)
     loop.close()
@@ -703,6 +728,8 @@ def test_everything_is_as_before(
                 raise outcome
     except (Outcome, KeyboardInterrupt, SystemExit):
         pass
+    with closing(sqlite3.connect(factory.database.path)) as connection:
+        assert connection.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
     try:
         assert state_of_mlflow() == was
         assert mlflow.active_run() is (stack[0] if stack else None)
@@ -806,6 +833,8 @@ def test_what_the_code_asks_for_lands_in_the_temporary_store(factory: StoreFacto
         reset()
         mlflow.tracing.disable()
         mlflow.tracing.enable()
+        assert factory._exporter is not None
+        assert mlflow_state.PROVIDER.read().get() is factory._exporter.provider
         return {}
 
     with factory.open("redirected") as opened:
@@ -891,18 +920,6 @@ def test_a_real_postgresql_stays_untouched(factory: StoreFactory, postgres: str)
     import mlflow
     import psycopg
 
-    def tables() -> int:
-        with psycopg.connect(postgres) as connection:
-            row = connection.execute("SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'")
-            return int((row.fetchone() or (-1,))[0])
-
-    def dialled() -> int:
-        with psycopg.connect(postgres) as connection:
-            row = connection.execute("SELECT sessions FROM pg_stat_database WHERE datname = current_database()")
-            return int((row.fetchone() or (-1,))[0])
-
-    assert tables() == 0
-
     def configure(_state: Any) -> dict[str, Any]:
         mlflow.set_tracking_uri(postgres)
         mlflow.set_experiment("prod")
@@ -910,13 +927,20 @@ def test_a_real_postgresql_stays_untouched(factory: StoreFactory, postgres: str)
             mlflow.log_metric("m", 1.0)
         return {}
 
-    engines: Any = mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore._engine_map
-    with factory.open("postgres") as opened:
-        graph(("configure", configure), ("ask", ask)).invoke({"text": ""})
-        assert names(opened) == ["LangGraph", "configure", "ask", "FakeGemini"]
+    with psycopg.connect(postgres, autocommit=True) as watching:
+
+        def tables_and_clients() -> tuple[Any, ...] | None:
+            return watching.execute(
+                "SELECT (SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'),"
+                " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
+            ).fetchone()
+
+        assert tables_and_clients() == (0, 1)
+        with factory.open("postgres") as opened:
+            graph(("configure", configure), ("ask", ask)).invoke({"text": ""})
+            assert names(opened) == ["LangGraph", "configure", "ask", "FakeGemini"]
+            assert tables_and_clients() == (0, 1)
     assert opened.requested == (f"mlflow.set_tracking_uri({postgres!r})", "mlflow.set_experiment('prod')")
-    assert tables() == 0
-    assert [uri for uri in engines if "postgresql" in uri] == []
 
 
 # At import.
@@ -1134,9 +1158,10 @@ def test_four_workers_race_for_one_template(tmp_path: Path) -> None:
     result = run_python(
         "",
         work,
-        *("-m", "pytest", "-n4", "-q", "-rP", "--cache-clear", "-p", "no:agenttrace"),
-        *(f"--basetemp={tmp_path / 'base'}", "-W", "error::ResourceWarning", "test_race.py"),
+        *("-m", "pytest", "-n4", "-q", "-rP", "--cache-clear", "-p", "xdist.plugin"),
+        *(f"--basetemp={tmp_path / 'base'}", "-W", "error", "test_race.py"),
         CACHE=str(cache),
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
     )
     assert "8 passed" in result.stdout, result.stdout + result.stderr
     assert len({line for line in result.stdout.splitlines() if line.startswith("PATH")}) == 4

@@ -9,11 +9,11 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from handmade import Run, built, call, tokens
 
 from pytest_agenttrace.calls import ToolCall
 from pytest_agenttrace.trace import SpanNotFound, Trace, inside, outer_of
 from pytest_agenttrace.usage import UnknownTokens, Usage, UsageUnknown
+from tests.handmade import Run, built, call, tokens
 
 SECOND = tokens(2000, 213)
 
@@ -385,6 +385,12 @@ def test_what_is_unknown_is_drawn_as_a_dash() -> None:
     assert article(model="unpriced").drawn(depth=1).splitlines()[4] == (
         "│  └─ unpriced                    2,213 tok          -   2,000 in, 213 out"
     )
+
+
+def test_a_model_that_nobody_named_is_drawn_by_its_span() -> None:
+    run = Run()
+    run.model(run.node("a", run.graph(), 1, "a:1"), tokens(1, 1), model=None)
+    assert str(built(run)).splitlines()[2] == "   └─ ChatGoogleGenerativeAI     2 tok  $0.000002   1 in, 1 out"
 
 
 def test_nothing_traced_is_drawn_as_that() -> None:

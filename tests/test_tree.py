@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 from unicodedata import combining, east_asian_width
 
-import handmade  # noqa: F401 - loads the profile of the property tests
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tests.handmade  # noqa: F401 - loads the profile of the property tests
 from pytest_agenttrace.tree import Branch, draw
 
 

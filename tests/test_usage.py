@@ -11,11 +11,11 @@ from collections.abc import Callable
 from decimal import Context, Decimal, localcontext
 from typing import Any
 
-import handmade  # noqa: F401 - loads the profile of the property tests
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import tests.handmade  # noqa: F401 - loads the profile of the property tests
 from pytest_agenttrace.usage import (
     Cost,
     Tokens,

@@ -1,0 +1,283 @@
+"""The house: floors, who may import what, and public names, read from the source of every module."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import pytest_agenttrace
+
+PACKAGE = Path(pytest_agenttrace.__file__).parent
+
+# Top first. A room imports only from floors below its own, never from one beside it.
+FLOORS = (
+    ("__init__", "plugin"),
+    ("capture",),
+    ("store", "replay", "prices", "budget", "reconcile", "forest", "gemini_server"),
+    # What belongs to the store or to replay alone.
+    ("exporter", "redirect", "spans", "matching"),
+    ("database",),
+    ("mlflow_state",),
+    ("trace", "wire", "cassette", "mismatch"),
+    ("calls",),
+    ("usage", "tree", "settings", "environment"),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+STORE = {"store", "exporter", "redirect", "database", "mlflow_state", "spans"}
+REPLAY = {"replay", "matching"}
+# Rooms behind a front: only the front and its own rooms go in.
+BEHIND = dict.fromkeys(STORE - {"store"}, STORE) | {"matching": REPLAY}
+
+HEAVY = (
+    *("mlflow", "vcr", "langchain", "langgraph", "google", "genai_prices", "pandas", "httpx", "aiohttp"),
+    *("opentelemetry", "sqlalchemy", "pydantic", "requests"),
+)
+IMPORTERS = {
+    "mlflow": STORE,
+    "opentelemetry": STORE,
+    "sqlalchemy": STORE,
+    "vcr": {"replay"},
+    "genai_prices": {"prices"},
+    "pytest": {"plugin"},
+    "_pytest": set[str](),
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    room: str
+    target: str
+    line: int
+    # Whether importing the room itself runs it: neither inside of a function nor for type checkers only.
+    at_start: bool
+
+    def of(self, name: str) -> bool:
+        """Whether it is of this distribution's modules: `langchain` includes `langchain_core`."""
+        top = self.target.partition(".")[0]
+        return top == name or (name == "langchain" and top.startswith("langchain_"))
+
+    def __str__(self) -> str:
+        return f"{self.room}.py:{self.line} imports {self.target}"
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package, by its name below it: `usage`, `workflow.load`."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if "__pycache__" not in path.parts
+    }
+
+
+def imports_of(room: str, tree: ast.Module) -> Iterator[Import]:
+    later = {id(inner) for outer in ast.walk(tree) if _runs_later(outer) for inner in ast.walk(outer)}
+    for node in ast.walk(tree):
+        for target in _targets(node):
+            yield Import(room, target, node.lineno, id(node) not in later)  # type: ignore[attr-defined]  # imports have
+
+
+def _runs_later(node: ast.AST) -> bool:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        return True
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def _targets(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = ".".join(part for part in ("pytest_agenttrace" if node.level else "", node.module or "") if part)
+        # `from package import room` names a room only together with what it imports.
+        return [f"{base}.{alias.name}" for alias in node.names] if base == "pytest_agenttrace" else [base]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__"):
+        return [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+    return []
+
+
+def room_imported(imported: Import) -> str | None:
+    """The room of ours that an import is of; `__init__` for a name of the package itself."""
+    if not imported.of("pytest_agenttrace"):
+        return None
+    rest = imported.target.partition(".")[2]
+    found = [name for name in SOURCES if rest == name or rest.startswith(f"{name}.")]
+    return max(found, key=len) if found else "__init__"
+
+
+SOURCES = {room: ast.parse(path.read_text(encoding="utf-8"), str(path)) for room, path in modules().items()}
+IMPORTS = [found for room, tree in SOURCES.items() for found in imports_of(room, tree)]
+
+
+# The guard itself sees what it is meant to see
+
+
+def test_the_guard_sees_imports_wherever_they_stand() -> None:
+    source = """
+from __future__ import annotations
+import mlflow.entities
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from vcr import VCR
+from pytest_agenttrace import usage
+from . import trace
+from .wire import Call
+def f():
+    import pandas as pd
+    async def g():
+        from langchain_core.messages import AIMessage
+class C:
+    import httpx
+    h = lambda: __import__("aiohttp")
+try:
+    import importlib; importlib.import_module("genai_prices")
+except ImportError:
+    pass
+"""
+    found = {i.target: i.at_start for i in imports_of("sample", ast.parse(source)) if i.target != "__future__"}
+    assert found == {
+        "mlflow.entities": True,
+        "typing": True,
+        "vcr": False,
+        "pytest_agenttrace.usage": True,
+        "pytest_agenttrace.trace": True,
+        "pytest_agenttrace.wire": True,
+        "pandas": False,
+        "langchain_core.messages": False,
+        "httpx": True,
+        "aiohttp": False,
+        "importlib": True,
+        "genai_prices": True,
+    }
+
+
+def test_the_guard_reads_the_whole_package() -> None:
+    assert {"usage", "plugin", "__init__"} <= SOURCES.keys()
+    assert len(IMPORTS) > 100
+    assert {room_imported(i) for i in IMPORTS if i.room == "forest"} >= {"calls", "trace"}
+    assert room_imported(Import("plugin", "pytest_agenttrace.capture", 1, True)) == "capture"
+    assert room_imported(Import("plugin", "pytest_agenttrace.Trace", 1, True)) == "__init__"
+    assert room_imported(Import("plugin", "pytest", 1, True)) is None
+
+
+# Floors
+
+
+def test_every_module_has_a_floor_and_every_floor_its_modules() -> None:
+    assert sorted(SOURCES.keys() - FLOOR_OF.keys()) == [], "modules without a floor: give them one, see FLOORS"
+    assert sorted(FLOOR_OF.keys() - SOURCES.keys()) == [], "floors name modules that are gone"
+    assert len(FLOOR_OF) == sum(map(len, FLOORS)), "a module stands on two floors"
+
+
+def test_imports_go_downwards_only() -> None:
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        if (room := room_imported(found)) is not None
+        and room != found.room
+        and FLOOR_OF.get(room, -1) <= FLOOR_OF.get(found.room, -1)
+    ]
+    assert wrong == []
+
+
+def test_rooms_behind_the_store_and_replay_are_entered_by_their_front() -> None:
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        if (room := room_imported(found)) in BEHIND and found.room not in BEHIND[room or ""]
+    ]
+    assert wrong == []
+
+
+# Libraries
+
+
+def test_heavy_libraries_are_imported_where_they_are_needed_never_at_the_start() -> None:
+    assert [str(found) for found in IMPORTS if found.at_start and any(map(found.of, HEAVY))] == []
+
+
+@pytest.mark.parametrize("library", IMPORTERS)
+def test_a_library_has_its_importers(library: str) -> None:
+    found = [i for i in IMPORTS if i.of(library)]
+    assert [str(i) for i in found if i.room not in IMPORTERS[library]] == []
+    assert bool(found) == bool(IMPORTERS[library]), "nobody imports it: the guard guards nothing"
+
+
+# Public names
+
+
+def public(tree: ast.Module) -> list[str]:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
+
+
+def defined(tree: ast.Module) -> dict[str, ast.AST]:
+    """What a module binds at its top, by name."""
+    found: dict[str, ast.AST] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found.update({alias.asname or alias.name: node for alias in node.names})
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            found.update({name.id: node for name in ast.walk(node) if isinstance(name, ast.Name)})
+    return found
+
+
+@pytest.mark.parametrize("room", SOURCES)
+def test_public_names_are_defined_and_documented(room: str) -> None:
+    names, there = public(SOURCES[room]), defined(SOURCES[room])
+    assert len(set(names)) == len(names)
+    if room != "__init__":
+        assert [name for name in names if name not in there] == []
+    documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    bare = [name for name in names if isinstance(node := there.get(name), documented) and not ast.get_docstring(node)]
+    assert bare == [], f"{room}.py: public, but without a docstring"
+    assert ast.get_docstring(SOURCES[room]), f"{room}.py has no docstring"
+
+
+def test_the_package_exports_what_it_names() -> None:
+    lazily = {name for names in pytest_agenttrace._ROOMS.values() for name in names}
+    tree = SOURCES["__init__"]
+    at_once = {
+        alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pytest_agenttrace")
+        for alias in node.names
+    }
+    typed = {
+        alias.name
+        for block in tree.body
+        if _runs_later(block)
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert lazily.isdisjoint(at_once)
+    assert sorted(lazily | at_once) == pytest_agenttrace.__all__
+    assert typed == lazily | (typed & at_once)
+
+
+@pytest.mark.parametrize("name", pytest_agenttrace.__all__)
+def test_each_exported_name_is_its_rooms(name: str) -> None:
+    value = getattr(pytest_agenttrace, name)
+    assert value.__name__ == name
+    room = value.__module__.removeprefix("pytest_agenttrace.")
+    assert room in SOURCES
+    assert name in public(SOURCES[room]), f"{room}.py does not name {name} in its __all__"
+    assert pytest_agenttrace._ROOM_OF.get(name, room) in {room, *_reexporters(name)}
+
+
+def _reexporters(name: str) -> set[str]:
+    return {room for room, tree in SOURCES.items() if name in public(tree)}
+
+
+def test_a_name_the_package_does_not_have() -> None:
+    with pytest.raises(AttributeError) as caught:
+        _ = pytest_agenttrace.nothing
+    assert str(caught.value) == "module 'pytest_agenttrace' has no attribute 'nothing'"

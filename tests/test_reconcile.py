@@ -1,0 +1,244 @@
+"""The two witnesses held against each other: each kind of finding alone, in its own words, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_agenttrace.reconcile import Evidence, Finding, find
+from pytest_agenttrace.trace import Trace
+from pytest_agenttrace.usage import Usage
+from tests.handmade import Run, built, call, tokens
+
+ONE, TWO = tokens(1000, 200), tokens(20, 7)
+
+
+def traced(claimed: list[Usage | None], wire: list[Usage | None], **fields: Any) -> Trace:
+    """One node `write`: what its spans claim, what was on the wire."""
+    run = Run()
+    write = run.node("write", run.graph(), 1, "write:1")
+    for usage in claimed:
+        run.model(write, usage, **fields)
+    return built(run, calls=[call(index, write, usage, at=float(index)) for index, usage in enumerate(wire, 1)])
+
+
+AGREED = traced([ONE, TWO], [ONE, TWO])
+UNCOUNTED = traced([ONE], [ONE, TWO])
+UNCALLED = traced([ONE, TWO], [ONE])
+DIFFERENT = traced([tokens(1000, 150)], [ONE])
+
+MISS = ("write", "write, call 3: no recorded reply")
+UNUSED = (None, "reply 2 was never asked for: gemini-2.5-flash:generateContent 'Write'")
+
+
+def kinds(evidence: Evidence) -> list[str]:
+    return [finding.kind for finding in find(evidence)]
+
+
+def test_witnesses_that_agree_find_nothing() -> None:
+    assert find(Evidence(AGREED)) == []
+    assert find(Evidence(AGREED, ended=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("evidence", "finding"),
+    [
+        (Evidence(AGREED, misses=[MISS]), Finding("missing", "write", "write, call 3: no recorded reply")),
+        (
+            Evidence(AGREED, unused=[UNUSED]),
+            Finding("unused", None, "reply 2 was never asked for: gemini-2.5-flash:generateContent 'Write'"),
+        ),
+        (
+            Evidence(AGREED, export_errors=["database is locked"]),
+            Finding("export", None, "MLflow failed to store: database is locked"),
+        ),
+        (Evidence(None), Finding("empty", None, "nothing was traced")),
+        (
+            Evidence(None, nothing="nothing was traced: no graph, chain or model ran"),
+            Finding("empty", None, "nothing was traced: no graph, chain or model ran"),
+        ),
+        (
+            Evidence(UNCOUNTED),
+            Finding(
+                "uncounted",
+                "write",
+                "write, call 2: 27 tokens on the wire, no span in the trace\n"
+                "  gemini-2.5-flash:generateContent\n"
+                "  MLflow saw nothing of this call: trace the client it was made with\n"
+                '  (raw google-genai: @pytest.mark.agent_trace(autolog=["langchain", "gemini"])).',
+            ),
+        ),
+        (
+            Evidence(UNCALLED),
+            Finding(
+                "uncalled",
+                "write",
+                "write: span ChatGoogleGenerativeAI claims 27 tokens, no call was made\n"
+                "  A cached reply is counted as if it had been paid for.",
+            ),
+        ),
+        (
+            Evidence(DIFFERENT),
+            Finding(
+                "usage",
+                "write",
+                "write, call 1: the span's tokens are not the wire's\n"
+                "  gemini-2.5-flash:generateContent\n"
+                "  output_tokens: wire 200, span 150\n"
+                "  total_tokens: wire 1,200, span 1,150",
+            ),
+        ),
+    ],
+)
+def test_each_kind_is_found_alone(evidence: Evidence, finding: Finding) -> None:
+    assert find(evidence) == [finding]
+
+
+def test_several_causes_are_told_most_telling_first() -> None:
+    both = traced([tokens(1, 1), tokens(1, 2)], [ONE, TWO, tokens(5, 5)])
+    evidence = Evidence(both, unused=[UNUSED, UNUSED], export_errors=["locked"])
+    assert kinds(evidence) == ["export", "usage", "usage", "uncounted", "unused", "unused"]
+
+
+# One cause, one message
+
+
+@pytest.mark.parametrize("trace", [AGREED, UNCOUNTED, UNCALLED, DIFFERENT, None])
+def test_a_miss_silences_what_it_brings_about(trace: Trace | None) -> None:
+    evidence = Evidence(trace, misses=[MISS, (None, "2")], unused=[UNUSED], export_errors=["locked"])
+    assert kinds(evidence) == ["missing", "missing"]
+
+
+@pytest.mark.parametrize("trace", [AGREED, UNCOUNTED, UNCALLED, DIFFERENT, None])
+def test_a_body_that_did_not_end_is_judged_by_misses_and_exports_only(trace: Trace | None) -> None:
+    assert kinds(Evidence(trace, unused=[UNUSED], export_errors=["locked"], ended=False)) == ["export"]
+    assert kinds(Evidence(trace, unused=[UNUSED], misses=[MISS], ended=False)) == ["missing"]
+
+
+@pytest.mark.parametrize("trace", [AGREED, UNCOUNTED, UNCALLED, DIFFERENT, None])
+def test_without_a_trace_asked_for_only_the_wire_is_judged(trace: Trace | None) -> None:
+    assert kinds(Evidence(trace, unused=[UNUSED], traced=False)) == ["unused"]
+
+
+# What is a difference
+
+
+@pytest.mark.parametrize(
+    ("wire", "claimed", "lines"),
+    [
+        (ONE, ONE, None),
+        (None, None, None),
+        (Usage(1000, 200, 1200, 0), ONE, None),
+        (Usage(1000, 200, 1200, 64), ONE, None),
+        (Usage(1000, 200, 1200, 64), Usage(1000, 200, 1200, 64), None),
+        (ONE, Usage(1000, 200, 1200, 0), None),
+        (ONE, Usage(1000, 200, 0), None),
+        (ONE, Usage(1000, 200, None), None),
+        (Usage(total_tokens=9), Usage(total_tokens=9), None),
+        (ONE, Usage(1000, 200, 1201), ["total_tokens: wire 1,200, span 1,201"]),
+        (ONE, Usage(1001, 200, 0), ["input_tokens: wire 1,000, span 1,001", "total_tokens: wire 1,200, span 0"]),
+        (Usage(1000, 200, 1200, 64), Usage(1000, 200, 1200, 0), ["cache_read_input_tokens: wire 64, span 0"]),
+        (ONE, Usage(1000, 200, 1200, 64), ["cache_read_input_tokens: wire -, span 64"]),
+        (
+            ONE,
+            None,
+            [
+                "input_tokens: wire 1,000, span -",
+                "output_tokens: wire 200, span -",
+                "total_tokens: wire 1,200, span -",
+            ],
+        ),
+        (
+            None,
+            ONE,
+            [
+                "input_tokens: wire -, span 1,000",
+                "output_tokens: wire -, span 200",
+                "total_tokens: wire -, span 1,200",
+            ],
+        ),
+        (
+            tokens(0, 0),
+            None,
+            ["input_tokens: wire 0, span -", "output_tokens: wire 0, span -", "total_tokens: wire 0, span -"],
+        ),
+    ],
+)
+def test_what_the_witnesses_differ_in(wire: Usage | None, claimed: Usage | None, lines: list[str] | None) -> None:
+    found = find(Evidence(traced([claimed], [wire])))
+    assert [f.text.split("\n  ")[2:] for f in found] == ([lines] if lines else [])
+
+
+def test_a_call_whose_usage_nobody_reported_is_uncounted_with_unknown_tokens() -> None:
+    (finding,) = find(Evidence(traced([], [None])))
+    assert finding.text.splitlines()[0] == "write, call 1: tokens unknown on the wire, no span in the trace"
+
+
+def test_a_call_outside_of_any_node() -> None:
+    trace = built(Run(), calls=[call(1, None, TWO)])
+    (finding,) = find(Evidence(trace))
+    assert (finding.node, finding.text.splitlines()[0]) == (
+        None,
+        "(no node), call 1: 27 tokens on the wire, no span in the trace",
+    )
+
+
+@pytest.mark.parametrize("method", ["countTokens", "cachedContents", "files", "models"])
+def test_counting_tokens_and_files_are_no_findings(method: str) -> None:
+    run = Run()
+    write = run.node("write", run.graph(), 1, "write:1")
+    assert find(Evidence(built(run, calls=[call(1, write, None, method=method)]))) == []
+
+
+@pytest.mark.parametrize("status", [400, 429, 500])
+def test_a_failed_attempt_is_no_finding(status: int) -> None:
+    run = Run()
+    write = run.node("write", run.graph(), 1, "write:1")
+    run.model(write, None, status="error")
+    run.model(write, ONE)
+    calls = [call(1, write, None, status=status), call(2, write, ONE)]
+    assert find(Evidence(built(run, calls=calls))) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "due"),
+    [
+        ({}, True),
+        ({"name": "ChatVertexAI"}, True),
+        ({"name": "GenericFakeChatModel"}, False),
+        ({"name": "ChatOpenAI", "attributes": {"metadata": {"ls_provider": "openai"}}}, False),
+        ({"name": "MyModel", "attributes": {"metadata": {"ls_provider": "google_genai"}}}, True),
+        ({"name": "MyModel", "attributes": {"metadata": {"ls_provider": "google_vertexai"}}}, True),
+        ({"name": "MyModel", "attributes": {"metadata": "odd"}}, False),
+        ({"name": "MyModel", "attributes": {}}, False),
+    ],
+)
+def test_a_call_is_due_where_the_model_is_geminis(fields: dict[str, Any], due: bool) -> None:
+    assert kinds(Evidence(traced([ONE], [], **fields))) == (["uncalled"] if due else [])
+
+
+def test_a_span_without_usage_and_without_a_call_claims_nothing() -> None:
+    assert find(Evidence(traced([None], []))) == []
+
+
+def test_a_raw_clients_cached_reply_names_the_node_around_it() -> None:
+    run = Run()
+    write = run.node("write", run.graph(), 1, "write:1")
+    run.add("ChatGoogleGenerativeAI", write, type="LLM", usage=TWO)
+    (finding,) = find(Evidence(built(run)))
+    assert (finding.node, finding.text.splitlines()[0]) == (
+        "write",
+        "write: span ChatGoogleGenerativeAI claims 27 tokens, no call was made",
+    )
+
+
+@pytest.mark.parametrize(
+    "order", [lambda calls: calls, lambda calls: list(reversed(calls)), lambda calls: calls[1:] + calls[:1]]
+)
+def test_calls_that_come_in_another_order_than_their_spans_are_no_findings(
+    order: Callable[[list[Usage | None]], list[Usage | None]],
+) -> None:
+    usages: list[Usage | None] = [ONE, TWO, tokens(3, 4)]
+    assert find(Evidence(traced(usages, order(usages)))) == []
