@@ -14,7 +14,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2
+	$(BIN)/coverage run -m pytest -n 2 --dist loadgroup
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
@@ -31,7 +31,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.bench
 
 cassettes: $(STAMP)
-	$(BIN)/python -m examples.author
+	$(BIN)/python -m examples.author_cassettes
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed (PYTHON=/path/to/python)"; exit 1; }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -71,6 +71,8 @@ def why_nothing(store: MlflowStore, cassette: GeminiCassette) -> str:
     asked = [request for request in store.requested if "autolog" in request]
     if asked:
         return f"nothing was traced: the code called {asked[-1]}"
+    if store.foreign_threads:
+        return f"nothing was traced but by threads that an earlier test left behind: {', '.join(store.foreign_threads)}"
     if cassette.misses:
         return "nothing was traced: the first call had no recorded reply"
     return "nothing was traced: no graph, chain or model ran"
@@ -114,8 +116,9 @@ def judge(
     findings = find(evidence)
     failing = tolerance.failing(findings)
     over: list[Overrun] = []
-    if limits and ended and not evidence.misses and snapshot is not None:
-        over = overruns(limits, snapshot)
+    if limits and ended and not any(finding.kind in ("missing", "empty") for finding in failing):
+        unread = [Overrun(None, f"budget: {evidence.nothing}")]
+        over = overruns(limits, snapshot) if snapshot is not None else unread
     texts = [overrun.text for overrun in over] + [_text(finding) for finding in failing]
     about = [overrun.node or "run" for overrun in over] + [f.node for f in failing if f.node]
     return Verdict(tuple(texts), tuple(findings), tuple(tolerance.warned(findings)), tuple(dict.fromkeys(about)))
@@ -160,8 +163,8 @@ def capture(
     *,
     match: Literal["body", "order"] = "body",
     record: bool = False,
-    allow: Iterable[str] = (),
-    warn: Iterable[str] = (),
+    allow: Sequence[str] = (),
+    warn: Sequence[str] = (),
     autolog: Sequence[str] = ("langchain",),
     run_tracer_inline: bool | None = None,
     directory: str | os.PathLike[str] | None = None,
@@ -172,20 +175,14 @@ def capture(
     inside the block). Raises `CaptureFailed` at the end where a finding stands, `CassetteMiss` (a
     BaseException) where a request has no recorded reply.
     """
-    settings = read_settings(
-        [
-            (
-                "capture",
-                {
-                    "match": match,
-                    "allow": list(allow),
-                    "warn": list(warn),
-                    "autolog": list(autolog),
-                    "run_tracer_inline": run_tracer_inline,
-                },
-            )
-        ]
-    )
+    keys = {
+        "match": match,
+        "allow": allow,
+        "warn": warn,
+        "autolog": autolog,
+        "run_tracer_inline": run_tracer_inline,
+    }
+    settings = read_settings([("capture", keys)])
     with ExitStack() as stack:
         root = Path(directory) if directory is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         trace = stack.enter_context(_composed(Path(cassette), settings, record, root))
@@ -203,9 +200,8 @@ def _composed(cassette: Path, settings: Settings, record: bool, root: Path) -> I
     undo = quiet_environment()
     try:
         with (
-            StoreFactory(root).open(
-                "capture", autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline
-            ) as store,
+            closing(StoreFactory(root)) as factory,
+            factory.open("capture", autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline) as store,
             dummy_key(not record),
             open_cassette(cassette, match=settings.match, record=record, owner=store.owns_current_thread) as tape,
         ):

@@ -260,18 +260,19 @@ def _end_runs() -> None:
 
 
 class Autolog:
-    """Autologging of some flavors, switched on; `close` makes every flavor what it was before.
-
-    LookupError for a flavor that this MLflow cannot autolog.
-    """
+    """Autologging of some flavors: `start` switches it on, `close` makes every flavor what it was before."""
 
     def __init__(self, flavors: Sequence[str], run_tracer_inline: bool | None) -> None:
         self.flavors = tuple(flavors)
+        self._run_tracer_inline = run_tracer_inline
         self._before = {flavor: dict(config) for flavor, config in _autologging().items()}
+
+    def start(self) -> None:
+        """LookupError for a flavor that this MLflow cannot autolog."""
         for flavor in self.flavors:
             options: dict[str, Any] = {}
-            if flavor == "langchain" and run_tracer_inline is not None:
-                options["run_tracer_inline"] = run_tracer_inline
+            if flavor == "langchain" and self._run_tracer_inline is not None:
+                options["run_tracer_inline"] = self._run_tracer_inline
             if _autolog_function(flavor) is None:
                 raise LookupError(f"autolog={flavor!r}: MLflow has no such flavor to trace")
             if options or not _enabled(_autologging().get(flavor)):

@@ -401,6 +401,15 @@ def pytest_unittest_makereport(
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    try:
+        return (yield)
+    finally:
+        if _FACTORY in item.config.stash:
+            item.config.stash[_FACTORY].sweep()
+
+
 def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
     """Fail a test that ended by itself (`error` None) where something is wrong; one that a miss has
     ended in the miss's own words, without a traceback of ours."""

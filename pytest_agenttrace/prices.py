@@ -7,6 +7,7 @@ update of the table does not change what a recorded run has cost; where no date 
 from __future__ import annotations
 
 import functools
+import itertools
 from datetime import datetime
 from decimal import Decimal
 
@@ -33,26 +34,35 @@ def price_call(call: ModelCall) -> Decimal:
         raise UsageUnknown(f"{call.node or 'a call'}: {call.model} reported no usage")
     answered = call.call.model_version if call.call else None
     names = [name for name in dict.fromkeys((answered, call.model)) if name]
-    for name in names:
+    # What never touched Gemini's wire may be of any provider: the table knows whose model it is.
+    providers = ("google",) if call.call is not None else ("google", None)
+    for name, provider in itertools.product(names, providers):
         try:
-            return price_usage(name, call.usage, call.recorded_at)
+            return price_usage(name, call.usage, call.recorded_at, provider=provider)
         except PriceNotFound:
             continue
     where = f"{call.node}: " if call.node else ""
     raise PriceNotFound(f"{where}no price is known for {' or '.join(map(repr, names)) or 'a call that names no model'}")
 
 
-def price_usage(model: str, usage: Usage, date: datetime | None) -> Decimal:
+def price_usage(model: str, usage: Usage, date: datetime | None, *, provider: str | None = "google") -> Decimal:
     """USD of a usage on a model at a date (None: today). Thoughts are billed as output, a tool's
-    prompt as input; cached input, audio and images have their own rates, tiers go by the input's size."""
+    prompt as input; cached input, audio and images have their own rates, tiers go by the input's size.
+
+    `provider` is genai-prices' name of whose model it is; None lets the table tell by the model.
+    A model that the table lists without rates has no price.
+    """
     if usage.input_tokens is None or usage.output_tokens is None:
         raise UsageUnknown(f"{model}: input or output tokens were not reported")
     try:
-        return _priced(model.removeprefix("models/"), _counts(usage), date)
+        price = _priced(model.removeprefix("models/"), _counts(usage), date, provider)
     except LookupError:
         raise PriceNotFound(f"no price is known for {model!r}") from None
     except ValueError as error:
         raise UsageUnknown(f"{model}: the reported usage cannot be priced: {error}") from None
+    if price == 0 and usage.input_tokens + usage.output_tokens > 0:
+        raise PriceNotFound(f"no price is known for {model!r}: the table lists it without rates")
+    return price
 
 
 def _counts(usage: Usage) -> tuple[tuple[str, int], ...]:
@@ -74,10 +84,10 @@ def _counts(usage: Usage) -> tuple[tuple[str, int], ...]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _priced(model: str, counts: tuple[tuple[str, int], ...], date: datetime | None) -> Decimal:
+def _priced(model: str, counts: tuple[tuple[str, int], ...], date: datetime | None, provider: str | None) -> Decimal:
     from genai_prices import Usage as TableUsage
     from genai_prices import calc_price
 
     usage = TableUsage(**dict(counts))
     with exact_decimals():
-        return calc_price(usage, model, provider_id="google", genai_request_timestamp=date).total_price
+        return calc_price(usage, model, provider_id=provider, genai_request_timestamp=date).total_price

@@ -163,7 +163,6 @@ class StoreFactory:
         self._experiment_id = _STRIDE * (100_000 + secrets.randbelow(900_000))
         self._folders: set[str] = set()
         self._import_experiments: dict[int, str] = {}
-        self._in_use = False
         self.import_requests: list[str] = []
         self.threads = Threads()
 
@@ -223,11 +222,12 @@ class StoreFactory:
         if exporter is not None:
             store._session = stack.enter_context(exporter.session())
         store._redirect = stack.enter_context(Redirect(store.uri, store.experiment_id, provider))
+        store._autolog = Autolog(autolog, run_tracer_inline)
+        stack.callback(store._autolog.close)
         try:
-            store._autolog = Autolog(autolog, run_tracer_inline)
+            store._autolog.start()
         except LookupError as error:
             raise StoreError(str(error)) from None
-        stack.callback(store._autolog.close)
 
     def _let_go(self) -> None:
         self._current = None
@@ -246,7 +246,6 @@ class StoreFactory:
 
     def _restore(self, name: str, artifacts: Path) -> None:
         self.database.restore(name, self._experiment_id, artifacts.as_uri(), self._import_experiments)
-        self._in_use = True
 
     def _own_exporter(self) -> Exporter | None:
         """The exporter of this process; None where this MLflow must be left to its own."""

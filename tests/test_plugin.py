@@ -7,6 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from tests.projects import (  # noqa: F401 - fixtures
     ARTICLE,
     KINDS,
@@ -21,6 +23,10 @@ from tests.projects import (  # noqa: F401 - fixtures
     temporary,
     told_fixture,
 )
+
+# One worker runs the shared session (xdist's --dist loadgroup).
+pytestmark = pytest.mark.xdist_group("shared session")
+
 
 # Budgets
 

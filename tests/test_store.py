@@ -605,7 +605,7 @@ def test_threads_of_this_test_and_shared_pools_belong_to_it(factory: StoreFactor
         await two_nodes().ainvoke({"text": ""})
 
     loop = asyncio.new_event_loop()
-    runner = threading.Thread(target=loop.run_forever, name="loop")
+    runner = threading.Thread(target=loop.run_forever, name="loop", daemon=True)
     with ThreadPoolExecutor(1, thread_name_prefix="mine") as pool:
         for name in ("first", "second"):
             with factory.open(name) as opened:
@@ -806,6 +806,16 @@ def test_autolog_flags_and_inline_tracing(factory: StoreFactory) -> None:
         assert opened.spans() == ()
         assert opened.requested == ("mlflow.langchain.autolog(disable=True)",)
     assert opened.requested == ("mlflow.langchain.autolog(disable=True)",)
+
+
+def test_an_unknown_flavor_is_refused_and_nothing_stays_changed(factory: StoreFactory) -> None:
+    was = state_of_mlflow()
+    with pytest.raises(StoreError) as caught, factory.open("flavor", autolog=("langchain", "lanchgain")):
+        pass
+    assert str(caught.value) == "autolog='lanchgain': MLflow has no such flavor to trace"
+    assert state_of_mlflow() == was
+    with factory.open("next") as opened:
+        assert opened.spans() == ()
 
 
 # Code under test that asks for another store.
