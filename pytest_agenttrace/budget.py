@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,10 @@ def parse_budget(args: Sequence[object], kwargs: Mapping[str, object]) -> list[L
     if node is not None and (not isinstance(node, str) or not node):
         problems.append(f"the node is a name, not {node!r}")
     unknown = [name for name in kwargs if name not in METRICS]
-    problems += [f"unknown limit {name!r}: it has {', '.join(METRICS)}" for name in unknown]
+    for name in unknown:
+        near = difflib.get_close_matches(name, METRICS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        problems.append(f"unknown limit {name!r}{hint} It has {', '.join(METRICS)}")
     if not kwargs:
         problems.append(f"sets no limit: give one of {', '.join(METRICS)}")
     limits: list[Limit] = []

@@ -51,6 +51,7 @@ class _Run:
     settings: Settings = field(default_factory=Settings)
     verdict: Verdict | None = None
     called: bool = False
+    given_up: str | None = None
 
 
 # An attribute of reports, because xdist carries those to the controller.
@@ -194,6 +195,9 @@ _KEY_HINT = (
 )
 
 
+_RECORDING_KEY_HINT = "Recording calls the real API: put GOOGLE_API_KEY into the environment."
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(
     collector: pytest.Collector,
@@ -205,7 +209,8 @@ def pytest_make_collect_report(
     with redirect_at_import(lambda: _factory(collector.config)):
         report = yield
     if report.failed and _NO_KEY.search(str(report.longrepr)):
-        report.sections.append(("agenttrace", _KEY_HINT))
+        record = collector.config.getoption("agenttrace_record")
+        report.sections.append(("agenttrace", _RECORDING_KEY_HINT if record else _KEY_HINT))
     return report
 
 
@@ -413,9 +418,11 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
     """Fail a test that ended by itself (`error` None) where something is wrong; one that a miss has
     ended in the miss's own words, without a traceback of ours."""
+    run = _run(item)
+    if error is not None and run.cassette is not None and not isinstance(error, AssertionError | pytest.fail.Exception):
+        run.given_up = run.cassette.give_up()
     if isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
         return
-    run = _run(item)
     verdict = _judge(item, run, ended=error is None)
     if verdict is None:
         return
@@ -487,6 +494,8 @@ def _explain(item: pytest.Item, run: _Run, report: pytest.TestReport) -> None:
             drawn = _drawn(item, run)
     except (StoreError, OSError) as error:
         told.append(str(error))
+    if run.given_up is not None:
+        told.append(run.given_up)
     findings = [text for text in dict.fromkeys(told) if text not in str(report.longrepr)]
     report.sections += [("Captured findings", text) for text in findings] + drawn
 

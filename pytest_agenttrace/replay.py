@@ -59,6 +59,8 @@ __all__ = [
 GEMINI = "https://generativelanguage.googleapis.com"
 PACKAGES = ("google-genai", "langchain-core", "langchain-google-genai", "langgraph", "vcrpy", "pytest-agenttrace")
 _SECRET_HEADERS = frozenset({"x-goog-api-key", "authorization", "proxy-authorization", "cookie"})
+# What this process has recorded, by file and by the test's command.
+_RECORDED: dict[Path, dict[str, tuple[list[Interaction], dict[str, Any]]]] = {}
 # Shorter values are no real keys; replacing them would tear words out of texts.
 _SECRET_LENGTH = 20
 
@@ -134,6 +136,7 @@ class GeminiCassette:
         self._command = command
         self._owner = owner if owner is not None else lambda: True
         self._closed = False
+        self._given_up = False
         found = read_recordings(path)
         self._missing = found is None
         self._recordings = Recordings(found if found is not None and not recording else (), match)
@@ -266,12 +269,24 @@ class GeminiCassette:
                 caller.node,
             )
 
+    def give_up(self) -> str | None:
+        """The test ended early while recording: an existing cassette stays as it is. Says so where there is one."""
+        if not self.recording or self._missing:
+            return None
+        self._given_up = True
+        return f"the recording is incomplete: {shown_path(self.path)} is left as it was"
+
     def _close(self) -> None:
         self._closed = True
         with self._lock:
             written = [interaction for _, interaction in sorted(self._written, key=lambda pair: pair[0])]
-        if written:
-            save_cassette(self.path, written, self._meta())
+        if not written or self._given_up:
+            return
+        # Tests that share a cassette record it together: each rerun replaces its own part.
+        parts = _RECORDED.setdefault(self.path.resolve(), {})
+        parts[self._command] = (written, self._meta())
+        everything = [interaction for part, _ in parts.values() for interaction in part]
+        save_cassette(self.path, everything, _merged([meta for _, meta in parts.values()]))
 
     def _meta(self) -> dict[str, Any]:
         calls = self.calls
@@ -361,6 +376,17 @@ def _stored_uri(uri: str) -> str:
     if not _loopback(parts.hostname):
         return uri
     return f"{GEMINI}{api_path(parts.path)}" + (f"?{parts.query}" if parts.query else "")
+
+
+def _merged(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The provenance of a file that several tests have recorded."""
+    origins = sorted({str(meta["origin"]) for meta in metas})
+    return {
+        **metas[0],
+        "recorded": min(str(meta["recorded"]) for meta in metas),
+        "models": sorted({model for meta in metas for model in meta["models"]}),
+        "origin": ", ".join(origins),
+    }
 
 
 def _packages() -> dict[str, str]:

@@ -339,7 +339,7 @@ class Trace(TraceReading):
         return self._execution_of.get(span.span_id)
 
     def outline_of(self, span: Span) -> list[Any]:
-        inner = [entry for child in span.children for entry in self.outline_of(child)]
+        inner = [entry for child in self._below(span) for entry in self.outline_of(child)]
         if (execution := self.execution_of(span)) is not None:
             return [{execution.node: inner}] if span is _last(execution) else []
         if span.type == "TOOL":
@@ -362,7 +362,7 @@ class Trace(TraceReading):
         is_root = any(span is root for root in self._roots)
         failed = (execution.status if execution is not None else status_of(span)) == "error"
         leaf = call is not None or span.type == "TOOL" or failed
-        children = tuple(branch for child in span.children for branch in self._branches(child, about, depth))
+        children = tuple(branch for child in self._below(span) for branch in self._branches(child, about, depth))
         if not (is_root or execution or (depth >= 1 and leaf) or depth >= 2):
             return children
         calls = self._calls_of(span, execution, call, is_root)
@@ -378,6 +378,13 @@ class Trace(TraceReading):
                 children=children,
             ),
         )
+
+    def _below(self, span: Span) -> tuple[Span, ...]:
+        """What is told below a span: below an execution, what all its attempts did."""
+        execution = self.execution_of(span)
+        if execution is None:
+            return span.children
+        return tuple(child for attempt in execution.spans for child in attempt.children)
 
     def _calls_of(
         self, span: Span, execution: Execution | None, call: ModelCall | None, is_root: bool

@@ -75,7 +75,7 @@ def test_a_budget_as_limits(args: tuple[Any, ...], kwargs: dict[str, Any], limit
         (("a", "b"), {"tokens": 1}, ["takes one node at most, got 2: use a marker for each node"]),
         ((5,), {"tokens": 1}, ["the node is a name, not 5"]),
         (("",), {"tokens": 1}, ["the node is a name, not ''"]),
-        ((), {"token": 1}, [f"unknown limit 'token': it has {ALL}"]),
+        ((), {"token": 1}, [f"unknown limit 'token'; did you mean 'tokens'? It has {ALL}"]),
         ((), {"tokens": -1}, ["tokens=-1 is negative"]),
         ((), {"tokens": 1.0}, ["tokens=1.0 is not a whole number"]),
         ((), {"tokens": "4000"}, ["tokens='4000' is not a whole number"]),
@@ -103,7 +103,7 @@ def test_a_budget_as_limits(args: tuple[Any, ...], kwargs: dict[str, Any], limit
             [
                 "takes one node at most, got 2: use a marker for each node",
                 "the node is a name, not 1",
-                f"unknown limit 'tokn': it has {ALL}",
+                f"unknown limit 'tokn'; did you mean 'tokens'? It has {ALL}",
                 "tokens=-1 is negative",
                 f"cost='x' {WRITE_IT}",
             ],

@@ -374,6 +374,7 @@ def test_each_run_of_an_interrupted_graph_is_drawn_with_its_own_tokens_once() ->
         "└─ plan",
         "LangGraph               -  66 tok  $0.000066",
         "├─ ask                  -  81 tok  $0.000081",
+        "│  ├─ gemini-2.5-flash     15 tok  $0.000015   10 in, 5 out",
         "│  └─ gemini-2.5-flash     27 tok  $0.000027   20 in, 7 out",
         "└─ done",
     ]

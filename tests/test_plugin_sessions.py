@@ -92,7 +92,7 @@ def test_bad_markers_are_usage_errors_all_at_once(bare: Path, workers: int) -> N
     assert ran.err.removeprefix("ERROR: ").splitlines() == [
         f"test_it.py:4: test_no_limit: budget: sets no limit: give one of {metrics}",
         "test_it.py:7: test_names: budget: takes one node at most, got 2: use a marker for each node",
-        f"test_it.py:7: test_names: budget: unknown limit 'tokns': it has {metrics}",
+        f"test_it.py:7: test_names: budget: unknown limit 'tokns'; did you mean 'tokens'? It has {metrics}",
         "test_it.py:12: test_types: budget: tokens=4000.0 is not a whole number",
         "test_it.py:12: test_types: budget: cost=0.30000000000000004 is a float that is not what it seems: "
         "write it as text",
