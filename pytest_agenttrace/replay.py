@@ -6,24 +6,20 @@ without a recorded reply raises `CassetteMiss`; nothing is sent but to loopback,
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from pytest_agenttrace.calls import Call, Caller, Endpoint
 from pytest_agenttrace.cassette import (
-    SECRET_PARAMETERS,
     CassetteError,
     Interaction,
     cassette_path,
@@ -38,12 +34,11 @@ from pytest_agenttrace.matching import (
     Recordings,
     Request,
     Unused,
-    api_path,
-    plain_reply,
     read_recordings,
     read_request,
 )
-from pytest_agenttrace.wire import decode_body, parse_endpoint, read_call
+from pytest_agenttrace.recording import google, loopback, merged, origin_of, packages, read_body, read_exchange
+from pytest_agenttrace.wire import parse_endpoint, read_call
 
 __all__ = [
     "CassetteError",
@@ -56,13 +51,8 @@ __all__ = [
     "open_cassette",
 ]
 
-GEMINI = "https://generativelanguage.googleapis.com"
-PACKAGES = ("google-genai", "langchain-core", "langchain-google-genai", "langgraph", "vcrpy", "pytest-agenttrace")
-_SECRET_HEADERS = frozenset({"x-goog-api-key", "authorization", "proxy-authorization", "cookie"})
 # What this process has recorded, by file and by the test's command.
 _RECORDED: dict[Path, dict[str, tuple[list[Interaction], dict[str, Any]]]] = {}
-# Shorter values are no real keys; replacing them would tear words out of texts.
-_SECRET_LENGTH = 20
 
 
 class CassetteMiss(BaseException):
@@ -92,19 +82,6 @@ class Miss:
     endpoint: Endpoint | None
     nearest: str | None
     text: str
-
-
-def _loopback(host: str | None) -> bool:
-    if host is None:
-        return False
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _google(host: str) -> bool:
-    return host == "googleapis.com" or host.endswith(".googleapis.com")
 
 
 def _caller() -> Caller:
@@ -193,7 +170,7 @@ class GeminiCassette:
 
     def _passes(self, request: Any) -> bool:
         """Users talk to servers of their own on loopback: let through what is no model call and not recorded."""
-        if self.recording or not _loopback(urlsplit(request.uri).hostname):
+        if self.recording or not loopback(urlsplit(request.uri).hostname):
             return False
         asked = _asked(request)
         if asked.endpoint is not None and asked.endpoint.model is not None:
@@ -230,14 +207,14 @@ class GeminiCassette:
         if not self.recording or self._closed:
             return
         host, endpoint = urlsplit(request.uri).hostname or "", parse_endpoint(request.uri)
-        if endpoint is None or (endpoint.model is None and not _google(host) and not _loopback(host)):
+        if endpoint is None or (endpoint.model is None and not google(host) and not loopback(host)):
             with self._lock:
                 self._refused.setdefault(host)
             return
         with self._lock:
             number, started = self._started.pop(request, None) or (self._next(), None)
         duration = None if started is None else time.perf_counter() - started
-        interaction = _interaction(request, response, duration)
+        interaction = read_exchange(request, response, duration)
         now = datetime.now(UTC)
         call = read_call(
             number,
@@ -286,7 +263,7 @@ class GeminiCassette:
         parts = _RECORDED.setdefault(self.path.resolve(), {})
         parts[self._command] = (written, self._meta())
         everything = [interaction for part, _ in parts.values() for interaction in part]
-        save_cassette(self.path, everything, _merged([meta for _, meta in parts.values()]))
+        save_cassette(self.path, everything, merged([meta for _, meta in parts.values()]))
 
     def _meta(self) -> dict[str, Any]:
         calls = self.calls
@@ -294,8 +271,8 @@ class GeminiCassette:
         return {
             "recorded": datetime.fromtimestamp(first, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "models": sorted({call.endpoint.model for call in calls if call.endpoint.model is not None}),
-            "packages": _packages(),
-            "origin": _origin(self._hosts),
+            "packages": packages(),
+            "origin": origin_of(self._hosts),
         }
 
     # Misses
@@ -320,89 +297,8 @@ class GeminiCassette:
         return Miss(caller, number, asked.endpoint, nearest, text)
 
 
-def _read_body(request: Any) -> bytes:
-    """The body of a vcrpy request: bytes, text, a file, an iterator, or what was given as `json=`."""
-    body = request.body
-    if hasattr(body, "read"):
-        body = body.read()
-    if isinstance(body, dict | list):
-        body = json.dumps(body, default=str)
-    if body is None or isinstance(body, bytes | bytearray):
-        return bytes(body or b"")
-    if isinstance(body, str):
-        return body.encode()
-    if hasattr(body, "__iter__"):
-        return b"".join(part if isinstance(part, bytes) else str(part).encode() for part in body)
-    return repr(body).encode()
-
-
 def _asked(request: Any) -> Request:
-    return read_request(request.method, request.uri, _read_body(request))
-
-
-def _interaction(request: Any, response: Mapping[str, Any], duration: float | None) -> Interaction:
-    """An exchange as it is written, without the keys it carries."""
-    secrets, reply = _secrets(request), plain_reply(response["body"].get("string") or b"", response["headers"])
-    return Interaction(
-        method=request.method.upper(),
-        uri=_stored_uri(request.uri),
-        body=_without(decode_body(_read_body(request)), secrets),
-        status=response["status"]["code"],
-        reply=_without(reply, secrets),
-        reason=response["status"]["message"] or "",
-        request_headers={name: [str(value)] for name, value in request.headers.items()},
-        reply_headers=response["headers"],
-        duration=duration,
-    )
-
-
-def _secrets(request: Any) -> list[str]:
-    """Keys and credentials a request carries, so that no echo of them is written either."""
-    values = [str(value) for name, value in request.headers.items() if name.lower() in _SECRET_HEADERS]
-    for name, given in parse_qs(urlsplit(request.uri).query).items():
-        values += given if name.lower() in SECRET_PARAMETERS else []
-    return [part for value in values for part in value.split() if len(part) >= _SECRET_LENGTH]
-
-
-def _without(body: bytes, secrets: Sequence[str]) -> bytes:
-    for secret in secrets:
-        body = body.replace(secret.encode(), b"REDACTED")
-    return body
-
-
-def _stored_uri(uri: str) -> str:
-    """A URI as it is written: a loopback server's port means nothing tomorrow."""
-    parts = urlsplit(uri)
-    if not _loopback(parts.hostname):
-        return uri
-    return f"{GEMINI}{api_path(parts.path)}" + (f"?{parts.query}" if parts.query else "")
-
-
-def _merged(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The provenance of a file that several tests have recorded."""
-    origins = sorted({str(meta["origin"]) for meta in metas})
-    return {
-        **metas[0],
-        "recorded": min(str(meta["recorded"]) for meta in metas),
-        "models": sorted({model for meta in metas for model in meta["models"]}),
-        "origin": ", ".join(origins),
-    }
-
-
-def _packages() -> dict[str, str]:
-    versions: dict[str, str] = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
-
-
-def _origin(hosts: set[str]) -> str:
-    if all(map(_google, hosts)):
-        return "Google"
-    if all(map(_loopback, hosts)):
-        return "scripted server on loopback"
-    return ", ".join(sorted(hosts))
+    return read_request(request.method, request.uri, read_body(request))
 
 
 @contextmanager

@@ -308,7 +308,7 @@ def test_no_key_stays_in_a_uri(uri: str, scrubbed: str) -> None:
     ],
 )
 def test_where_the_cassette_of_a_test_is(module: str, name: str, path: str) -> None:
-    assert cassette_path(Path("/root"), "cassettes", module, name) == Path("/root/cassettes", path)
+    assert cassette_path(Path("/project"), "cassettes", module, name) == Path("/project/cassettes", path)
 
 
 def test_names_are_legal_and_distinct_where_case_does_not_count() -> None:

@@ -19,6 +19,7 @@ FLOORS = (
     ("capture",),
     ("store", "replay", "prices", "budget", "reconcile", "forest", "gemini_server"),
     # What belongs to the store or to replay alone.
+    ("recording",),
     ("exporter", "redirect", "spans", "matching"),
     ("database",),
     ("mlflow_state",),
@@ -29,9 +30,9 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 STORE = {"store", "exporter", "redirect", "database", "mlflow_state", "spans"}
-REPLAY = {"replay", "matching"}
+REPLAY = {"replay", "recording", "matching"}
 # Rooms behind a front: only the front and its own rooms go in.
-BEHIND = dict.fromkeys(STORE - {"store"}, STORE) | {"matching": REPLAY}
+BEHIND = dict.fromkeys(STORE - {"store"}, STORE) | {"matching": REPLAY, "recording": REPLAY}
 
 HEAVY = (
     *("mlflow", "vcr", "langchain", "langgraph", "google", "genai_prices", "pandas", "httpx", "aiohttp"),

