@@ -45,6 +45,8 @@ SECRET_PARAMETERS = frozenset({"key", "access_token"})
 
 _RESTORE = "Restore the file, or delete it and record again with --agenttrace-record."
 _NAME_LIMIT = 120
+# Values in a body that is stored as an object; real ones hold some thousands.
+_BODY_LIMIT = 1_000_000
 _ILLEGAL = re.compile(r"[^A-Za-z0-9._=+,@ ()\[\]-]")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 # JSON may hold these as they are, YAML would fold or refuse them.
@@ -184,10 +186,26 @@ class _Checked:
         if value is None or isinstance(value, bytes):
             return value or b""
         if isinstance(value, dict | list):
-            value = json.dumps(value)
+            if _size(value, {}) > _BODY_LIMIT:
+                self.fail(f"{self.name} unfolds to more than {_BODY_LIMIT:,} values: its aliases repeat each other")
+            try:
+                value = json.dumps(value)
+            except (TypeError, ValueError, RecursionError):
+                self.fail(f"{self.name} holds what JSON cannot")
         if not isinstance(value, str):
             self.fail(f"{self.name} is {_kind(value)}, not text")
         return value.encode("utf-8", "surrogatepass")
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """How many values an object holds once its aliases are written out; each is counted once."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0  # an alias of itself: json refuses it
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _kind(value: Any) -> str:

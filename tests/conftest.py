@@ -12,7 +12,15 @@ import pytest
 @pytest.fixture
 def clean_environment() -> dict[str, str]:
     """The environment without keys and without what this run's pytest left in it."""
-    hidden = ("GOOGLE_API_KEY", "GEMINI_API_KEY", "GOOGLE_GEMINI_BASE_URL", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST")
+    hidden = (
+        "GOOGLE_API_KEY",
+        "GEMINI_API_KEY",
+        "GOOGLE_GEMINI_BASE_URL",
+        "PYTEST_ADDOPTS",
+        "PYTEST_CURRENT_TEST",
+        "CI",
+        "BUILD_NUMBER",
+    )
     return {
         name: value
         for name, value in os.environ.items()

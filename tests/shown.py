@@ -24,7 +24,15 @@ _END = re.compile(r"^=+ .*=+$", re.MULTILINE)
 @cache
 def run(command: str) -> str:
     """The output of a pytest command in the project's root, without a key and without colours."""
-    hidden = ("GOOGLE_API_KEY", "GEMINI_API_KEY", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "COLUMNS", "CI")
+    hidden = (
+        "GOOGLE_API_KEY",
+        "GEMINI_API_KEY",
+        "PYTEST_ADDOPTS",
+        "PYTEST_XDIST_WORKER",
+        "COLUMNS",
+        "CI",
+        "BUILD_NUMBER",
+    )
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     arguments = [sys.executable, "-m", *shlex.split(command), "-p", "no:cacheprovider", "-p", "no:xdist"]
     done = subprocess.run(

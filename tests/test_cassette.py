@@ -357,3 +357,27 @@ def test_paths_are_shown_as_they_are_typed(here: Path) -> None:
     assert shown_path(here / "a" / "b.yaml") == "a/b.yaml"
     assert shown_path(Path("a") / "b.yaml") == "a/b.yaml"
     assert shown_path(Path("/elsewhere/b.yaml")) == str(Path("/elsewhere/b.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (
+            "{a: &a [1,1,1,1,1,1,1,1], b: &b [*a,*a,*a,*a,*a,*a,*a,*a], c: &c [*b,*b,*b,*b,*b,*b,*b,*b],"
+            " d: &d [*c,*c,*c,*c,*c,*c,*c,*c], e: &e [*d,*d,*d,*d,*d,*d,*d,*d], f: &f [*e,*e,*e,*e,*e,*e,*e,*e],"
+            " g: [*f,*f,*f,*f,*f,*f,*f,*f]}",
+            "interaction 1.request.body unfolds to more than 1,000,000 values: its aliases repeat each other",
+        ),
+        ("&a [*a]", "interaction 1.request.body holds what JSON cannot"),
+        ("{a: 2026-01-01}", "interaction 1.request.body holds what JSON cannot"),
+    ],
+)
+def test_bodies_stored_as_objects_are_bounded(tmp_path: Path, body: str, problem: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"version: 1\ninteractions:\n- request: {{method: POST, uri: 'https://a/b', body: {body}}}\n"
+        "  response: {status: {code: 200}, body: {string: ''}}\n"
+    )
+    with pytest.raises(CassetteError) as caught:
+        load_cassette(path)
+    assert problem in str(caught.value)

@@ -40,7 +40,7 @@ def test_article(agent_trace):
 def test_budget_overrun(told: Told) -> None:
     out = told.session.out
     begin = out.index("research 3,534 tokens > 2,000")
-    assert out[begin : out.index("\n___", begin)] == (
+    assert re.split(r"\n(?:___|===)", out[begin:])[0] == (
         "research 3,534 tokens > 2,000 (+1,534)\n"
         "run $0.0061565 > $0.005 (+$0.0011565)\n"
         "-------------------------------- Captured trace --------------------------------\n"
@@ -781,6 +781,7 @@ def test_junit(shared: Session) -> None:
 
 @inner("""
 import os
+import re
 
 import mlflow
 
