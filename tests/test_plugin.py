@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -781,7 +782,6 @@ def test_junit(shared: Session) -> None:
 
 @inner("""
 import os
-import re
 
 import mlflow
 
