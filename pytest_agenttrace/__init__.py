@@ -10,10 +10,9 @@ from pytest_agenttrace.capture import AgentTrace, NothingTraced, capture
 
 if TYPE_CHECKING:
     from pytest_agenttrace.calls import Call, ModelCall, ToolCall
-    from pytest_agenttrace.cassette import CassetteError
     from pytest_agenttrace.gemini_server import ErrorReply, GeminiServer, Reply
     from pytest_agenttrace.prices import PriceNotFound
-    from pytest_agenttrace.replay import CassetteMiss, GeminiCassette
+    from pytest_agenttrace.replay import CassetteError, CassetteMiss, GeminiCassette
     from pytest_agenttrace.store import MlflowStore, StoreError
     from pytest_agenttrace.trace import Execution, Span, SpanNotFound, Trace
     from pytest_agenttrace.usage import Cost, Tokens, Usage, UsageUnknown
@@ -46,10 +45,9 @@ __all__ = [
 
 _ROOMS = {
     "calls": ("Call", "ModelCall", "ToolCall"),
-    "cassette": ("CassetteError",),
     "gemini_server": ("ErrorReply", "GeminiServer", "Reply"),
     "prices": ("PriceNotFound",),
-    "replay": ("CassetteMiss", "GeminiCassette"),
+    "replay": ("CassetteError", "CassetteMiss", "GeminiCassette"),
     "store": ("MlflowStore", "StoreError"),
     "trace": ("Execution", "Span", "SpanNotFound", "Trace"),
     "usage": ("Cost", "Tokens", "Usage", "UsageUnknown"),

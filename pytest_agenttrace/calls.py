@@ -114,6 +114,8 @@ class ModelCall:
     span_id: str | None = None
     span_name: str | None = None
     call: Call | None = None
+    # Its missing usage is allowed: sums leave it out.
+    forgiven: bool = False
 
     @property
     def recorded_at(self) -> datetime | None:
@@ -134,15 +136,21 @@ class ModelCall:
 Pricer = Callable[[ModelCall], Decimal]
 
 
+def _summed(calls: Iterable[ModelCall]) -> list[ModelCall]:
+    """The calls a sum is made of. Where all of them are forgiven none is left out: unknown is never 0."""
+    given = list(calls)
+    return [call for call in given if not call.forgiven] or given
+
+
 def sum_usage(calls: Iterable[ModelCall]) -> Usage:
     """Tokens by kind; a total is unknown where one call's is (see `Usage.sum`)."""
-    return Usage.sum(call.usage or Usage() for call in calls)
+    return Usage.sum(call.usage or Usage() for call in _summed(calls))
 
 
 def sum_tokens(calls: Iterable[ModelCall], label: str) -> Tokens | UnknownTokens:
     """Total tokens under a label; unknown, with the first call at fault, where one reported none."""
     total = 0
-    for call in calls:
+    for call in _summed(calls):
         if call.usage is None or call.usage.total_tokens is None:
             return UnknownTokens(label, _unreported(call))
         total += call.usage.total_tokens
@@ -159,7 +167,7 @@ def sum_cost(calls: Iterable[ModelCall], pricer: Pricer, label: str) -> Cost:
     """USD under a label, exact. Raises `UsageUnknown` for a call that reported no input or output, and
     what the pricer raises: a LookupError for a model without a price."""
     total = Decimal(0)
-    for call in calls:
+    for call in _summed(calls):
         if call.usage is None or call.usage.input_tokens is None or call.usage.output_tokens is None:
             raise UsageUnknown(f"{label}: cost unknown: {_unreported(call)}")
         price = pricer(call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from pytest_agenttrace.settings import Finding, Settings, Tolerance, read_settin
 from pytest_agenttrace.trace import Span, Trace, TraceReading
 
 if TYPE_CHECKING:
-    from pytest_agenttrace.replay import GeminiCassette
+    from pytest_agenttrace.replay import GeminiCassette, Miss, Unused
     from pytest_agenttrace.store import MlflowStore
 
 __all__ = ["AgentTrace", "CaptureFailed", "NothingTraced", "Verdict", "capture", "cut_traceback", "judge", "miss_in"]
@@ -38,7 +38,10 @@ class AgentTrace(TraceReading):
     Reading raises `NothingTraced` where neither the trace nor the wire has seen anything.
     """
 
-    def __init__(self, store: MlflowStore, cassette: GeminiCassette) -> None:
+    def __init__(
+        self, store: MlflowStore, cassette: GeminiCassette, forgives: Callable[[str | None], bool] = lambda node: False
+    ) -> None:
+        self._forgives = forgives
         self._store = store
         self._cassette = cassette
         self._last: tuple[tuple[Span, ...], int, Trace] | None = None
@@ -51,7 +54,7 @@ class AgentTrace(TraceReading):
         if not spans and not calls:
             return None
         if self._last is None or self._last[0] is not spans or self._last[1] != len(calls):
-            self._last = (spans, len(calls), build_trace(spans, calls, price_call))
+            self._last = (spans, len(calls), build_trace(spans, calls, price_call, self._forgives))
         return self._last[2]
 
     def snapshot(self) -> Trace:
@@ -100,14 +103,17 @@ def judge(
     limits: Sequence[Limit] = (),
     tolerance: Tolerance,
     ended: bool = True,
+    own: bool = True,
 ) -> Verdict:
     """Hold budgets and witnesses against what happened. Where the body did not end by itself
-    (`ended` False) only misses and failed exports are judged."""
+    (`ended` False) only misses, refused connections and failed exports are judged. `own` False leaves replies nobody
+    asked for to others who share the cassette."""
     snapshot = trace.peek() if trace is not None else None
     evidence = Evidence(
         trace=snapshot,
-        misses=[(miss.caller.node, miss.text) for miss in cassette.misses] if cassette else (),
-        unused=[(None, text) for text in _unused(cassette)] if cassette else (),
+        misses=_grouped(cassette.misses) if cassette else (),
+        refused=[(refused.node, refused.text) for refused in cassette.refused] if cassette else (),
+        unused=[(unused.node, unused.text) for unused in _left_over(cassette, own)],
         export_errors=store.export_errors if store else (),
         ended=ended,
         traced=trace is not None,
@@ -128,8 +134,29 @@ def _text(finding: Finding) -> str:
     return f"CassetteMiss: {finding.text}" if finding.kind == "missing" else f"{finding.text} [{finding.kind}]"
 
 
-def _unused(cassette: GeminiCassette) -> Iterable[str]:
-    return (f"reply {u.number} was never asked for: {u.endpoint} {u.prompt!r}" for u in cassette.unused)
+def _left_over(cassette: GeminiCassette | None, own: bool) -> list[Unused]:
+    """The replies to judge: those that a fixture asks for in teardown only once it had its chance."""
+    if cassette is None or not own:
+        return []
+    return [unused for unused in cassette.unused if cassette.closing or not unused.teardown]
+
+
+def _grouped(misses: Sequence[Miss]) -> list[tuple[str | None, str]]:
+    """One text for the misses of a node that differ from what was recorded in the same way."""
+    alike: dict[tuple[str | None, str], list[Miss]] = {}
+    for miss in misses:
+        alike.setdefault((miss.caller.node, miss.cause), []).append(miss)
+    return [(node, _with_others(found)) for (node, _), found in alike.items()]
+
+
+def _with_others(misses: Sequence[Miss]) -> str:
+    first, others = misses[0], [str(miss.number) for miss in misses[1:]]
+    if not others:
+        return first.text
+    head, _, rest = first.text.partition("\n")
+    calls = f"call {others[0]}" if len(others) == 1 else f"calls {', '.join(others[:5])}"
+    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+    return f"{head}\n  the same for {calls}{more}\n{rest}"
 
 
 def miss_in(error: BaseException) -> bool:
@@ -162,6 +189,8 @@ def capture(
     cassette: str | os.PathLike[str],
     *,
     match: Literal["body", "order"] = "body",
+    ignore: Sequence[str] = (),
+    hosts: Sequence[str] = (),
     record: bool = False,
     allow: Sequence[str] = (),
     warn: Sequence[str] = (),
@@ -177,6 +206,8 @@ def capture(
     """
     keys = {
         "match": match,
+        "ignore": ignore,
+        "hosts": hosts,
         "allow": allow,
         "warn": warn,
         "autolog": autolog,
@@ -203,10 +234,12 @@ def _composed(cassette: Path, settings: Settings, record: bool, root: Path) -> I
             closing(StoreFactory(root)) as factory,
             factory.open("capture", autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline) as store,
             dummy_key(not record),
-            open_cassette(cassette, match=settings.match, record=record, owner=store.owns_current_thread) as tape,
+            open_cassette(
+                cassette, match=settings.match, ignore=settings.ignore, hosts=settings.hosts, record=record
+            ) as tape,
         ):
             try:
-                yield AgentTrace(store, tape)
+                yield AgentTrace(store, tape, settings.tolerance.forgives)
             except BaseException as error:
                 if not isinstance(error, AssertionError):
                     tape.give_up()

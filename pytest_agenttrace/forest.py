@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from pytest_agenttrace.calls import Call, ModelCall, Pricer
-from pytest_agenttrace.trace import Execution, Span, Trace, inside, outer_of, status_of
+from pytest_agenttrace.execution import Execution, Span, fold, inside, outer_of, status_of
+from pytest_agenttrace.trace import Trace
 
 __all__ = ["build_trace"]
 
@@ -18,13 +19,24 @@ _MODEL_METHODS = frozenset(
 )
 
 
-def build_trace(spans: Iterable[Span], calls: Iterable[Call], pricer: Pricer) -> Trace:
-    """The forest of one test. Its order is a total one: run, then step, then LangGraph's path."""
-    index = _Index(sorted(spans, key=lambda span: (span.start_ns, span.span_id)))
+def build_trace(
+    spans: Iterable[Span],
+    calls: Iterable[Call],
+    pricer: Pricer,
+    forgives: Callable[[str | None], bool] = lambda node: False,
+) -> Trace:
+    """The forest of one test. Its order is a total one: run, then step, then LangGraph's path.
+
+    `forgives` says of a node whether sums leave out its calls that report no usage."""
+    found, moved = _brought_home(list(spans))
+    index = _Index(sorted(found, key=lambda span: (span.start_ns, span.span_id)))
     attempts = index.attempts()
     parents = {span.span_id: index.parent_of(span, attempts) for span in index.spans}
-    all_calls = tuple(calls)
-    model_calls = _pair(index, all_calls)
+    all_calls = tuple(_moved(call, moved) for call in calls)
+    model_calls = tuple(
+        dataclasses.replace(call, forgiven=call.usage is None and forgives(call.node))
+        for call in _pair(index, all_calls)
+    )
     order = _in_order(index, attempts)
     roots = _plant(index, parents, {span.span_id: rank for rank, ns in enumerate(order) for span in attempts[ns]})
     grown = {span.span_id: span for root in roots for span in root.walk()}
@@ -35,6 +47,35 @@ def build_trace(spans: Iterable[Span], calls: Iterable[Call], pricer: Pricer) ->
         for ns in order
     )
     return Trace(roots, executions, model_calls, all_calls, pricer)
+
+
+def _brought_home(spans: list[Span]) -> tuple[list[Span], dict[str, str]]:
+    """Give traces that a node has started outside of its run their place inside the node; also which
+    namespaces that changes, for the calls that bear them."""
+    homes = {span.trace_id: span.origin.caller for span in spans if span.origin is not None}
+    moved: dict[str, str] = {}
+    placed: list[Span] = []
+    for span in spans:
+        home = homes.get(span.trace_id)
+        if home is None or home.namespace is None:
+            placed.append(span)
+        elif span.origin is not None:
+            placed.append(
+                dataclasses.replace(span, node=home.node, step=home.step, namespace=home.namespace, path=home.path)
+            )
+        elif span.namespace is None or inside(span.namespace, home.namespace):
+            placed.append(span)
+        else:
+            moved[span.namespace] = f"{home.namespace}|{span.namespace}"
+            placed.append(dataclasses.replace(span, namespace=moved[span.namespace]))
+    return placed, moved
+
+
+def _moved(call: Call, moved: Mapping[str, str]) -> Call:
+    namespace = moved.get(call.caller.namespace or "")
+    if namespace is None:
+        return call
+    return dataclasses.replace(call, caller=dataclasses.replace(call.caller, namespace=namespace))
 
 
 class _Index:
@@ -95,6 +136,8 @@ class _Index:
         for span in self.spans:
             if span.namespace is None or span.name != span.node or span.type in _MODEL_TYPES | {"TOOL"}:
                 continue
+            if span.origin is not None:
+                continue
             if not any(up.namespace == span.namespace and up.name == span.name for up in self.above(span)):
                 found.setdefault(span.namespace, []).append(span)
         return found
@@ -152,12 +195,16 @@ def _plant(index: _Index, parents: dict[str, Span | None], order: dict[str, int]
         parent = parents[span.span_id]
         below.setdefault(parent.span_id if parent else None, []).append(span)
 
-    def grow(span: Span) -> Span:
+    def ranked(span: Span) -> list[Span]:
         inner = below.get(span.span_id, [])
-        ranked = _rearranged(_rearranged(inner, order), _asked(span, inner))
-        return dataclasses.replace(span, children=tuple(grow(child) for child in ranked))
+        return _rearranged(_rearranged(inner, order), _asked(span, inner))
 
-    return tuple(grow(span) for span in _rearranged(below.get(None, []), order))
+    inside_of = {span.span_id: ranked(span) for span in index.spans}
+
+    def grow(span: Span, children: Sequence[Span]) -> Span:
+        return dataclasses.replace(span, children=tuple(children))
+
+    return tuple(fold(_rearranged(below.get(None, []), order), lambda span: inside_of[span.span_id], grow))
 
 
 def _rearranged(siblings: list[Span], rank: Mapping[str, int]) -> list[Span]:
@@ -188,14 +235,16 @@ def _request_id(span: Span) -> str | None:
 
 def _requests(data: Any) -> Iterator[str]:
     """The ids under `tool_calls`, in order, at any depth."""
-    if isinstance(data, dict):
-        requests = data.get("tool_calls")
-        for request in requests if isinstance(requests, list) else []:
-            if isinstance(request, dict) and isinstance(request.get("id"), str):
-                yield request["id"]
-        data = list(data.values())
-    for item in data if isinstance(data, list) else []:
-        yield from _requests(item)
+    waiting = [data]
+    while waiting:
+        data = waiting.pop()
+        if isinstance(data, dict):
+            requests = data.get("tool_calls")
+            for request in requests if isinstance(requests, list) else []:
+                if isinstance(request, dict) and isinstance(request.get("id"), str):
+                    yield request["id"]
+            data = list(data.values())
+        waiting += reversed(data) if isinstance(data, list) else []
 
 
 def _total_order(path: Any) -> tuple[Any, ...]:

@@ -6,27 +6,31 @@ start next to nothing.
 
 from __future__ import annotations
 
-import re
+import os
 import shlex
 import unittest
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_agenttrace import collect
+from pytest_agenttrace.collect import LIMITS, SESSION, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
+from pytest_agenttrace.session import CassetteUse, Session, SharedMiss
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
+from pytest_agenttrace.summary import TOLD, Summary
 from pytest_agenttrace.usage import explain_comparison
 
 if TYPE_CHECKING:
-    from pytest_agenttrace.budget import Limit
     from pytest_agenttrace.capture import AgentTrace, Verdict
     from pytest_agenttrace.replay import GeminiCassette
-    from pytest_agenttrace.store import MlflowStore, StoreFactory
+    from pytest_agenttrace.store import MlflowStore
 
 _FIXTURES = ("agent_trace", "mlflow_store", "gemini_cassette", "agenttrace_config")
 _BUDGET = (
@@ -35,9 +39,10 @@ _BUDGET = (
     "The closest marker wins for each node and metric."
 )
 _AGENT_TRACE = (
-    "agent_trace(*, cassette, match='body', allow=[], warn=[], autolog=['langchain'], run_tracer_inline=None): "
-    "one test's exceptions. allow and warn name finding kinds, 'unused' or 'node:unused'; match='order' serves "
-    "recordings of other clients in their order; a relative cassette path is relative to the test file."
+    "agent_trace(*, cassette, match='body', ignore=[], hosts=[], allow=[], warn=[], autolog=['langchain'], "
+    "run_tracer_inline=None): one test's exceptions. allow and warn name finding kinds, 'unused' or 'node:unused'; "
+    "match='order' serves recordings of other clients in their order; ignore names what of a request is volatile, "
+    "hosts what may be spoken to in replay; a relative cassette path is relative to the test file."
 )
 
 
@@ -50,18 +55,19 @@ class _Run:
     trace: AgentTrace | None = None
     settings: Settings = field(default_factory=Settings)
     verdict: Verdict | None = None
+    # How much had been asked of the cassette when the test was judged.
+    asked: int = 0
+    ended: bool = False
     called: bool = False
+    # Whether replies nobody asked for are judged with the test, or over all tests that name its cassette.
+    own: bool = True
+    use: CassetteUse | None = None
     given_up: str | None = None
 
 
-# An attribute of reports, because xdist carries those to the controller.
-_WARNED = "agenttrace_warned"
-_PROBLEMS = "agenttrace_problems"
 _RUN = pytest.StashKey[_Run]()
-_LIMITS = pytest.StashKey[list["Limit"]]()
-_FACTORY = pytest.StashKey["StoreFactory"]()
-_WORKER_PROBLEMS = pytest.StashKey[str]()
 _OPEN = pytest.StashKey[ExitStack]()
+_HELD = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,6 +78,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             action="store_true",
             default=False,
             help="Call the real Gemini API and record the selected tests' cassettes anew. Needs a key, costs money.",
+        )
+        group.addoption(
+            "--agenttrace-unused",
+            action="store_true",
+            default=False,
+            help="After a run of the whole suite, list the cassettes no test has used. Deletes nothing.",
         )
         parser.addini(
             "agenttrace_cassettes",
@@ -96,7 +108,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _BUDGET)
     config.addinivalue_line("markers", _AGENT_TRACE)
     config.stash[_OPEN] = ExitStack()
+    config.stash[SESSION] = Session(lambda: _basetemp(config))
+    config.stash[_OPEN].callback(config.stash[SESSION].close)
     config.stash[_OPEN].callback(quiet_environment())
+    config.pluginmanager.register(collect, "agenttrace-collect")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Summary(config, config.stash[SESSION]), "agenttrace-summary")
     try:
         early_key = bool(config.getini("agenttrace_dummy_key"))
     except (ValueError, TypeError, pytest.UsageError) as error:
@@ -104,121 +121,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_OPEN].enter_context(dummy_key(early_key and not config.getoption("agenttrace_record")))
 
 
+def _basetemp(config: pytest.Config) -> Path | None:
+    factory = getattr(config, "_tmp_path_factory", None)
+    return None if factory is None else Path(factory.getbasetemp())
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _OPEN in config.stash:
         config.stash[_OPEN].close()
-
-
-# Collection: bad markers are usage errors, all of them at once.
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    problems: list[str] = []
-    for item in items:
-        if item.get_closest_marker("budget") is None and item.get_closest_marker("agent_trace") is None:
-            continue
-        where = f"{item.location[0]}:{(item.location[1] or 0) + 1}: {getattr(item, 'originalname', None) or item.name}"
-        problems += [f"{where}: {problem}" for problem in _read_markers(item)]
-    if not problems:
-        return
-    text = "\n".join(dict.fromkeys(problems))
-    output = getattr(config, "workeroutput", None)
-    if output is None:
-        raise pytest.UsageError(text)
-    # xdist takes an error of a worker for a crash: the controller raises it at the end.
-    output[_PROBLEMS] = text
-    items.clear()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """xdist: a worker has ended."""
-    text = getattr(node, "workeroutput", {}).get(_PROBLEMS)
-    if text is not None:
-        node.config.stash[_WORKER_PROBLEMS] = text
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    result = yield
-    if _WORKER_PROBLEMS in session.config.stash:
-        raise pytest.UsageError(session.config.stash[_WORKER_PROBLEMS])
-    return result
-
-
-def _read_markers(item: pytest.Item) -> list[str]:
-    from pytest_agenttrace.budget import BudgetError, closest, parse_budget
-
-    problems: list[str] = []
-    limits: list[list[Limit]] = []
-    for mark in item.iter_markers("budget"):
-        try:
-            limits.append(parse_budget(mark.args, mark.kwargs))
-        except BudgetError as error:
-            problems += [f"budget: {problem}" for problem in error.problems]
-    problems += [
-        f"agent_trace: takes keys only, not {mark.args[0]!r}" for mark in item.iter_markers("agent_trace") if mark.args
-    ]
-    try:
-        read_settings(_marker_layers(item))
-    except SettingsError as error:
-        problems += error.problems
-    item.stash[_LIMITS] = closest(limits)
-    if limits:
-        _use_fixture(item)
-    return problems
-
-
-def _use_fixture(item: pytest.Item) -> None:
-    """Give a test agent_trace, where usefixtures would: behind all fixtures of a wider scope."""
-    names = getattr(item, "fixturenames", None)
-    if names is None or "agent_trace" in names:
-        return
-    # Not public: without it the fixture comes first of all.
-    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
-    wider = [name for name in names if any(found.scope != "function" for found in known.get(name, ())[-1:])]
-    # A list of its own: the tests of one parametrised function share theirs.
-    item.fixturenames = [*wider, "agent_trace", *(name for name in names if name not in wider)]  # type: ignore[attr-defined]
-
-
-def _marker_layers(item: pytest.Item) -> list[tuple[str, Mapping[str, Any]]]:
-    return [("agent_trace", mark.kwargs) for mark in item.iter_markers("agent_trace")]
-
-
-_USES_US = re.compile(r"\b(agent_trace|mlflow_store|gemini_cassette)\b|\bmark\.budget\b")
-_NO_KEY = re.compile(r"API.?key|GOOGLE_API_KEY|GEMINI_API_KEY", re.IGNORECASE)
-_KEY_HINT = (
-    "A model is built while this file is imported, before any fixture can stand in for the key.\n"
-    "Build it inside a function, or set this in the pytest configuration:\n"
-    "  agenttrace_dummy_key = true"
-)
-
-
-_RECORDING_KEY_HINT = "Recording calls the real API: put GOOGLE_API_KEY into the environment."
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(
-    collector: pytest.Collector,
-) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    if not isinstance(collector, pytest.Module) or not _mentions_us(collector.path):
-        return (yield)
-    from pytest_agenttrace.store import redirect_at_import
-
-    with redirect_at_import(lambda: _factory(collector.config)):
-        report = yield
-    if report.failed and _NO_KEY.search(str(report.longrepr)):
-        record = collector.config.getoption("agenttrace_record")
-        report.sections.append(("agenttrace", _RECORDING_KEY_HINT if record else _KEY_HINT))
-    return report
-
-
-def _mentions_us(path: Path) -> bool:
-    try:
-        return _USES_US.search(path.read_text(encoding="utf-8", errors="replace")) is not None
-    except OSError:
-        return False
 
 
 # Fixtures.
@@ -240,8 +150,10 @@ def mlflow_store(request: pytest.FixtureRequest) -> Iterator[MlflowStore]:
     from pytest_agenttrace.store import StoreError
 
     settings = _settings(request)
-    opened = _factory(request.config).open(
-        request.node.nodeid, autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline
+    opened = (
+        request.config.stash[SESSION]
+        .factory()
+        .open(request.node.nodeid, autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline)
     )
     try:
         with opened as store:
@@ -257,26 +169,41 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
 
     `path`, `calls` (every exchange so far), `recording`. No key is needed in replay.
     """
-    from pytest_agenttrace.cassette import CassetteError
-    from pytest_agenttrace.replay import open_cassette
+    from pytest_agenttrace.replay import CassetteError, open_cassette
 
     settings = _settings(request)
-    run = _run(request.node)
+    item, run = request.node, _run(request.node)
+    path = _cassette_path(request, settings)
+    marked = any("cassette" in layer for _, layer in marker_layers(item))
+    run.own = settings.cassette is None or (marked and named_alone(item, path.resolve()))
     record = bool(request.config.getoption("agenttrace_record"))
-    owner = run.store.owns_current_thread if run.store is not None else None
     opened = open_cassette(
-        _cassette_path(request, settings),
+        path,
         match=settings.match,
+        ignore=settings.ignore,
+        hosts=settings.hosts,
         record=record,
-        command=f"pytest {shlex.quote(request.node.nodeid)} --agenttrace-record",
-        owner=owner,
+        command=f"pytest {shlex.quote(item.nodeid)} --agenttrace-record",
+        late=request.config.stash[SESSION].late.append,
     )
     try:
         with dummy_key(not record), opened as cassette:
             run.cassette = cassette
             yield cassette
+            _judge_again(item, run)
     except CassetteError as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
+    finally:
+        _hold_back(request.config)
+
+
+def _hold_back(config: pytest.Config) -> None:
+    """Keep threads that tests have left behind off the network, once there are any, until pytest ends."""
+    from pytest_agenttrace.replay import hold_back
+
+    if _HELD not in config.stash and (held := hold_back(config.stash[SESSION].late.append)) is not None:
+        config.stash[_HELD] = True
+        config.stash[_OPEN].enter_context(held)
 
 
 @pytest.fixture
@@ -289,7 +216,7 @@ def agent_trace(
     """
     from pytest_agenttrace.capture import AgentTrace
 
-    trace = AgentTrace(mlflow_store, gemini_cassette)
+    trace = AgentTrace(mlflow_store, gemini_cassette, _settings(request).tolerance.forgives)
     _run(request.node).trace = trace
     return trace
 
@@ -301,40 +228,33 @@ def _run(item: pytest.Item) -> _Run:
 def _settings(request: pytest.FixtureRequest) -> Settings:
     config = request.getfixturevalue("agenttrace_config")
     try:
-        settings = read_settings([*_marker_layers(request.node), ("agenttrace_config", config)])
+        settings = read_settings([*marker_layers(request.node), ("agenttrace_config", config)])
     except SettingsError as error:
         raise pytest.fail.Exception("\n".join(error.problems), pytrace=False) from None
     _run(request.node).settings = settings
     return settings
 
 
-def _factory(config: pytest.Config) -> StoreFactory:
-    if _FACTORY not in config.stash:
-        from tempfile import TemporaryDirectory
-
-        from pytest_agenttrace.store import StoreFactory
-
-        factory = getattr(config, "_tmp_path_factory", None)
-        if factory is not None:
-            root = Path(factory.getbasetemp())
-        else:
-            root = Path(config.stash[_OPEN].enter_context(TemporaryDirectory(prefix="pytest-agenttrace-")))
-        config.stash[_FACTORY] = StoreFactory(root / "agenttrace")
-        config.stash[_OPEN].callback(config.stash[_FACTORY].close)
-    return config.stash[_FACTORY]
-
-
 def _cassette_path(request: pytest.FixtureRequest, settings: Settings) -> Path:
-    from pytest_agenttrace.cassette import cassette_path
+    from pytest_agenttrace.replay import cassette_path
 
     item = request.node
     if settings.cassette is not None:
         return Path(item.path.parent / settings.cassette)
     root = request.config.rootpath
-    module = item.path.relative_to(root) if item.path.is_relative_to(root) else Path(item.path.name)
+    module = item.path.relative_to(root) if item.path.is_relative_to(root) else _outside(item.path, root)
     classes = [node.name for node in item.listchain() if isinstance(node, pytest.Class)]
     name = ".".join([*classes, item.name])
     return cassette_path(root, str(request.config.getini("agenttrace_cassettes")), str(module), name)
+
+
+def _outside(path: Path, root: Path) -> Path:
+    """Where a module outside of rootdir stands below it: apart from others of its name."""
+    try:
+        place = Path(os.path.relpath(path.parent, root)).as_posix()
+    except ValueError:  # another drive of Windows
+        place = path.parent.as_posix()
+    return Path(f"outside-{blake2b(place.encode(), digest_size=4).hexdigest()}", path.name)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -411,8 +331,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     try:
         return (yield)
     finally:
-        if _FACTORY in item.config.stash:
-            item.config.stash[_FACTORY].sweep()
+        item.config.stash[SESSION].sweep()
 
 
 def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
@@ -441,16 +360,51 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
 def _judge(item: pytest.Item, run: _Run, *, ended: bool) -> Verdict | None:
     if run.cassette is None and run.store is None:
         return None
+    run.ended = ended
+    run.verdict = _verdict(item, run)
+    if run.cassette is not None:
+        run.asked, run.cassette.after_body = run.cassette.asked, True
+    return run.verdict
+
+
+def _verdict(item: pytest.Item, run: _Run) -> Verdict:
     from pytest_agenttrace.capture import Verdict, judge
     from pytest_agenttrace.store import StoreError
 
-    limits: list[Limit] = item.stash.get(_LIMITS, [])
-    tolerance = run.settings.tolerance
+    limits, tolerance = item.stash.get(LIMITS, []), run.settings.tolerance
     try:
-        run.verdict = judge(run.trace, run.cassette, run.store, limits=limits, tolerance=tolerance, ended=ended)
+        return judge(
+            run.trace, run.cassette, run.store, limits=limits, tolerance=tolerance, ended=run.ended, own=run.own
+        )
     except StoreError as error:
-        run.verdict = Verdict((str(error),), (), (), ())
-    return run.verdict
+        return Verdict((str(error),), (), (), ())
+    except Exception as error:  # an error in a hook would end the whole run
+        return Verdict((f"{_FAULT}: {type(error).__name__}: {error}",), (), (), ())
+
+
+_FAULT = "pytest-agenttrace could not judge this test, which is a fault of its own"
+
+
+def _judge_again(item: pytest.Item, run: _Run) -> None:
+    """What fixtures have asked while they were torn down: it counts, and may be one thing too many."""
+    cassette, before = run.cassette, run.verdict
+    if cassette is None or before is None:
+        return
+    verdict = before
+    if cassette.asked != run.asked or any(reply.teardown for reply in cassette.unused):
+        cassette.closing = True
+        verdict = run.verdict = _verdict(item, run)
+    run.use = _use(run, cassette)
+    if new := [text for text in verdict.failures if text not in before.failures]:
+        raise pytest.fail.Exception("\n".join(["after the test, in teardown:", *new]), pytrace=False)
+
+
+def _use(run: _Run, cassette: GeminiCassette) -> CassetteUse:
+    """What is left of the cassette, for those that share it."""
+    kinds = [name for name in ("allow", "warn") if (None, "unused") in getattr(run.settings.tolerance, name)]
+    complete = run.ended and not cassette.misses and not cassette.recording
+    unused = {str(reply.number): reply.text for reply in cassette.unused} if complete else {}
+    return CassetteUse(cassette.shown, not run.own, complete, kinds[0] if kinds else "", unused)
 
 
 def _is_unittest(item: pytest.Item) -> bool:
@@ -465,13 +419,20 @@ def pytest_runtest_makereport(
     report = yield
     report.user_properties = [(name, _plain(value)) for name, value in report.user_properties]
     run = item.stash.get(_RUN, None)
-    if run is None or report.when == "teardown" or (run.store is None and run.cassette is None):
+    if run is None or (run.store is None and run.cassette is None):
         return report
-    if run.verdict is not None and run.verdict.warned:
-        setattr(report, _WARNED, [finding.kind for finding in run.verdict.warned])
-    if report.when == "call" or report.failed:
+    if report.when == "teardown":
+        setattr(report, TOLD, {"cassette": run.use.plain()} if run.use is not None else {})
+    elif report.when == "call" or report.failed:
+        setattr(report, TOLD, _told(run))
         _explain(item, run, report)
     return report
+
+
+def _told(run: _Run) -> dict[str, Any]:
+    warned = [finding.kind for finding in run.verdict.warned] if run.verdict is not None else []
+    misses = {miss.cause: miss for miss in run.cassette.misses} if run.cassette is not None else {}
+    return {"warned": warned, "misses": [SharedMiss(miss.cause, miss.advice).plain() for miss in misses.values()]}
 
 
 def _plain(value: object) -> object:
@@ -494,6 +455,8 @@ def _explain(item: pytest.Item, run: _Run, report: pytest.TestReport) -> None:
             drawn = _drawn(item, run)
     except (StoreError, OSError) as error:
         told.append(str(error))
+    except Exception as error:  # an error in this hook would end the whole run
+        told.append(f"the trace could not be drawn: {type(error).__name__}: {error}")
     if run.given_up is not None:
         told.append(run.given_up)
     findings = [text for text in dict.fromkeys(told) if text not in str(report.longrepr)]
@@ -521,15 +484,3 @@ def _answer(request: str) -> str:
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
     return explain_comparison(op, left, right)
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    counts: dict[str, int] = {}
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            for kind in getattr(report, _WARNED, ()):
-                counts[kind] = counts.get(kind, 0) + 1
-    if counts:
-        terminalreporter.section("agenttrace")
-        told = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
-        terminalreporter.line(f"findings warned of: {told}")

@@ -13,17 +13,26 @@ from pytest_agenttrace.usage import Usage, format_tokens
 __all__ = ["Evidence", "Finding", "find"]
 
 # What a request without a reply brings about by itself: naming it again would be a second message.
-_CAUSED_BY_A_MISS = frozenset({"unused", "uncounted", "uncalled", "usage", "empty", "export"})
+_CAUSED_BY_A_MISS = frozenset({"unused", "uncounted", "uncalled", "usage", "empty", "export", "orphans"})
 # Judged only where the body of the test ended by itself.
-_NEED_THE_WHOLE_RUN = frozenset({"unused", "usage", "uncalled", "uncounted", "empty"})
+_THREAD = (
+    "A bare thread loses the run's context, so MLflow files what it does as a trace of its own.\n"
+    "  Hand the context over: pool.submit(contextvars.copy_context().run, function)"
+)
+_CONTEXT = (
+    "MLflow did not see the run that this is part of.\n"
+    "  In async code: @pytest.mark.agent_trace(run_tracer_inline=True)"
+)
+_NEED_THE_WHOLE_RUN = frozenset({"unused", "usage", "uncalled", "uncounted", "empty", "orphans"})
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a test left behind, beside its trace. Misses and unused replies are `(node, text)`."""
+    """What a test left behind, beside its trace. Misses, refused connections and unused replies are `(node, text)`."""
 
     trace: Trace | None
     misses: Sequence[tuple[str | None, str]] = ()
+    refused: Sequence[tuple[str | None, str]] = ()
     unused: Sequence[tuple[str | None, str]] = ()
     export_errors: Sequence[str] = ()
     ended: bool = True
@@ -34,6 +43,7 @@ class Evidence:
 def find(evidence: Evidence) -> list[Finding]:
     """Every finding of a test, most telling first. A miss silences what it brings about."""
     found = [Finding("missing", node, text) for node, text in evidence.misses]
+    found += [Finding("network", node, text) for node, text in evidence.refused]
     found += [Finding("export", None, f"MLflow failed to store: {text}") for text in evidence.export_errors]
     if evidence.trace is None:
         found += [Finding("empty", None, evidence.nothing)] if evidence.traced else []
@@ -49,7 +59,7 @@ def find(evidence: Evidence) -> list[Finding]:
 
 def _witnesses(trace: Trace) -> list[Finding]:
     spans = {span.span_id: span for root in trace.roots for span in root.walk()}
-    found: list[Finding] = []
+    found = _orphans([span for span in spans.values() if span.origin is not None])
     for called in trace.llm_calls:
         span = spans.get(called.span_id) if called.span_id is not None else None
         if called.call is not None and span is None:
@@ -59,6 +69,26 @@ def _witnesses(trace: Trace) -> list[Finding]:
         elif span is not None and span.usage is not None and _speaks_to_gemini(span):
             found.append(_uncalled(called, span))
     return found
+
+
+def _orphans(roots: Sequence[Span]) -> list[Finding]:
+    """One finding for each node and way: what a node starts in a bare thread, it mostly starts often."""
+    groups: dict[tuple[str | None, bool], list[Span]] = {}
+    for span in roots:
+        if span.origin is not None:
+            groups.setdefault((span.origin.caller.node, span.origin.thread is not None), []).append(span)
+    return [
+        Finding("orphans", node, f"{_node(node)}: {_outside(spans)}\n  {_THREAD if in_thread else _CONTEXT}")
+        for (node, in_thread), spans in groups.items()
+    ]
+
+
+def _outside(spans: Sequence[Span]) -> str:
+    names = ", ".join(dict.fromkeys(span.name for span in spans))
+    count = "a trace" if len(spans) == 1 else f"{len(spans)} traces"
+    threads = list(dict.fromkeys(span.origin.thread for span in spans if span.origin and span.origin.thread))
+    where = f", started in {'thread' if len(threads) == 1 else 'threads'} {', '.join(threads[:3])}" if threads else ""
+    return f"{count} outside of the run ({names}{where}{', ...' if len(threads) > 3 else ''})"
 
 
 def _speaks_to_gemini(span: Span) -> bool:
@@ -97,7 +127,8 @@ def _uncalled(called: ModelCall, span: Span) -> Finding:
 
 def _usage(call: Call, span: Span) -> list[Finding]:
     wire, claimed = call.usage, span.usage
-    if wire is None and claimed is None:
+    # Embeddings report no usage, or one that MLflow's span does not take over.
+    if claimed is None and (wire is None or not call.endpoint.chat):
         return []
     differences = _differences(wire, claimed)
     if not differences:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from pytest_agenttrace.ignoring import NOTHING_IGNORED, Ignore, read_ignore
+from pytest_agenttrace.network import wrong_hosts
 
 __all__ = ["KINDS", "Finding", "Settings", "SettingsError", "Tolerance", "read_settings"]
 
@@ -41,6 +44,10 @@ class Tolerance:
     def covers(self, finding: Finding, among: frozenset[tuple[str | None, str]]) -> bool:
         return (None, finding.kind) in among or (finding.node, finding.kind) in among
 
+    def forgives(self, node: str | None) -> bool:
+        """Whether sums leave out a node's calls that report no usage."""
+        return self.covers(Finding("usage", node, ""), self.allow | self.warn)
+
     def failing(self, findings: Iterable[Finding]) -> list[Finding]:
         return [f for f in findings if not self.covers(f, self.allow) and not self.covers(f, self.warn)]
 
@@ -54,7 +61,8 @@ class Settings:
 
     `match` is "body" (exact) or "order" (recordings of other clients). `allow` and `warn` hold finding
     kinds, `"unused"`, or for one node `"research:unused"`. `autolog` names MLflow's flavors to trace;
-    `run_tracer_inline` is passed to `mlflow.langchain.autolog`, None leaves MLflow's default.
+    `run_tracer_inline` is passed to `mlflow.langchain.autolog`, None leaves MLflow's default. `ignore` is
+    what of a request is volatile, `hosts` what may be spoken to in replay beside loopback.
     """
 
     cassette: str | None = None
@@ -62,17 +70,19 @@ class Settings:
     tolerance: Tolerance = field(default_factory=Tolerance)
     autolog: tuple[str, ...] = ("langchain",)
     run_tracer_inline: bool | None = None
+    ignore: Ignore = NOTHING_IGNORED
+    hosts: tuple[str, ...] = ()
 
 
-KEYS = ("cassette", "match", "allow", "warn", "autolog", "run_tracer_inline")
+KEYS = ("cassette", "match", "ignore", "hosts", "allow", "warn", "autolog", "run_tracer_inline")
 
 
 def read_settings(layers: Iterable[tuple[str, object]]) -> Settings:
     """Settings from layers of keys, closest first, each with a name for its errors. The closest layer
-    that has a key wins; `allow` and `warn` of all layers add up. Raises `SettingsError` with all that is wrong."""
+    that has a key wins; `allow`, `warn`, `ignore` and `hosts` add up. Raises `SettingsError` with all that is wrong."""
     problems: list[str] = []
     merged: dict[str, Any] = {}
-    kinds: dict[str, set[tuple[str | None, str]]] = {"allow": set(), "warn": set()}
+    added: dict[str, dict[Any, None]] = {key: {} for key in _ADDED}
     for where, layer in layers:
         if not isinstance(layer, Mapping):
             problems.append(f"{where}: a mapping of keys is wanted, not {type(layer).__name__}")
@@ -80,9 +90,9 @@ def read_settings(layers: Iterable[tuple[str, object]]) -> Settings:
         for key, value in layer.items():
             if key not in KEYS:
                 problems.append(f"{where}: unknown key {key!r}{_nearest(key, KEYS)} It has {', '.join(KEYS)}")
-            elif key in kinds:
-                pairs, wrong = _parse_kinds(value, key)
-                kinds[key] |= pairs
+            elif key in _ADDED:
+                items, wrong = _ADDED[key](value)
+                added[key] |= dict.fromkeys(items)
                 problems += [f"{where}: {line}" for line in wrong]
             else:
                 problems += [f"{where}: {line}" for line in _check(key, value)]
@@ -93,7 +103,8 @@ def read_settings(layers: Iterable[tuple[str, object]]) -> Settings:
         merged["cassette"] = os.fspath(merged["cassette"])
     if "autolog" in merged:
         merged["autolog"] = tuple(merged["autolog"])
-    return Settings(**merged, tolerance=Tolerance(frozenset(kinds["allow"]), frozenset(kinds["warn"])))
+    tolerance = Tolerance(frozenset(added["allow"]), frozenset(added["warn"]))
+    return Settings(**merged, tolerance=tolerance, ignore=Ignore(tuple(added["ignore"])), hosts=tuple(added["hosts"]))
 
 
 def _check(key: str, value: object) -> list[str]:
@@ -115,6 +126,16 @@ def _nearest(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
+def _parse_ignore(value: object) -> tuple[Sequence[str], Sequence[str]]:
+    found, problems = read_ignore(value)
+    return found.items, problems
+
+
+def _parse_hosts(value: object) -> tuple[Sequence[str], Sequence[str]]:
+    problems = wrong_hosts(value)
+    return (() if problems else value), problems  # type: ignore[return-value]  # a list of texts, as was just checked
+
+
 def _parse_kinds(values: object, key: str) -> tuple[set[tuple[str | None, str]], list[str]]:
     """`["unused", "web_research:uncounted"]` as (node, kind) pairs, and what is wrong with them."""
     if isinstance(values, str) or not isinstance(values, list | tuple | set | frozenset):
@@ -128,3 +149,12 @@ def _parse_kinds(values: object, key: str) -> tuple[set[tuple[str | None, str]],
         else:
             problems.append(f"{key}: unknown kind {value!r}{_nearest(kind, KINDS)} The kinds are {', '.join(KINDS)}")
     return pairs, problems
+
+
+# The keys whose values of all layers add up, each with what reads one: its items, and what is wrong with it.
+_ADDED: dict[str, Callable[[object], tuple[Iterable[Any], Sequence[str]]]] = {
+    "allow": lambda value: _parse_kinds(value, "allow"),
+    "warn": lambda value: _parse_kinds(value, "warn"),
+    "ignore": _parse_ignore,
+    "hosts": _parse_hosts,
+}

@@ -1,15 +1,13 @@
-"""A traced run as plain objects: spans, executions of nodes, model calls, and the forest of them.
+"""A traced run as a forest that can be read, selected from and drawn.
 
-Everything here is a frozen snapshot; `capture` makes the live one. Attribution goes by LangGraph's
-run metadata on each span, never by the subtree alone: async runs have been seen with wrong parents.
+Everything here is a frozen snapshot; `capture` makes the live one.
 """
 
 from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from pytest_agenttrace.calls import (
@@ -22,6 +20,7 @@ from pytest_agenttrace.calls import (
     sum_tokens,
     sum_usage,
 )
+from pytest_agenttrace.execution import Execution, Span, fold, inside, last_span, outer_of, status_of, tool_call
 from pytest_agenttrace.tree import Branch, draw
 from pytest_agenttrace.usage import Cost, Tokens, UnknownTokens, Usage, UsageUnknown, format_tokens, format_usd
 
@@ -33,111 +32,9 @@ __all__ = [
     "TraceReading",
 ]
 
-# LangGraph ends a node by these exceptions without anything being wrong.
-_NOT_ERRORS = {
-    "GraphInterrupt": "interrupted",
-    "NodeInterrupt": "interrupted",
-    "CancelledError": "cancelled",
-    "ParentCommand": "ok",
-}
-
 
 class SpanNotFound(LookupError):
     """No execution of that node in this trace; names the nearest node there is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One span of an MLflow trace, as plain data. Times are nanoseconds since the epoch.
-
-    `status` is "ok", "error", "unset" or "open" (not ended when it was read). `node`, `step`,
-    `namespace` and `path` are LangGraph's run metadata (`langgraph_node`, `langgraph_step`,
-    `langgraph_checkpoint_ns`, `langgraph_path`), None and () outside of a graph. `usage` is what the
-    span itself claims (`mlflow.chat.tokenUsage`), `model` the model it names.
-    """
-
-    trace_id: str
-    span_id: str
-    parent_id: str | None
-    name: str
-    type: str
-    status: str
-    start_ns: int
-    end_ns: int | None
-    inputs: Any = None
-    outputs: Any = None
-    error_type: str | None = None
-    error: str | None = None
-    node: str | None = None
-    step: int | None = None
-    namespace: str | None = None
-    path: tuple[Any, ...] = ()
-    model: str | None = None
-    usage: Usage | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    children: tuple[Span, ...] = field(default=(), repr=False)
-
-    def walk(self) -> Iterator[Span]:
-        """This span and everything below it, depth first."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """One run of a node, with all its attempts.
-
-    `status` is "ok", "error", "interrupted", "cancelled" or "open"; retries are attempts of one
-    execution, and the resume of an interrupt joins the execution it resumes. `error` is
-    "Type: message" of the last attempt. `tokens` and `cost` include everything the node called.
-    """
-
-    node: str
-    namespace: str
-    step: int | None
-    status: str
-    attempts: int
-    inputs: Any
-    outputs: Any
-    error: str | None
-    spans: tuple[Span, ...] = field(repr=False)
-    model_calls: tuple[ModelCall, ...] = field(repr=False)
-    pricer: Pricer = field(repr=False, compare=False)
-
-    @property
-    def tokens(self) -> Tokens | UnknownTokens:
-        return sum_tokens(self.model_calls, self.node)
-
-    @property
-    def cost(self) -> Cost:
-        return sum_cost(self.model_calls, self.pricer, self.node)
-
-    @property
-    def duration(self) -> float | None:
-        """Seconds of recorded model time; None where a call's time is unknown or nothing was called."""
-        return sum_duration(self.model_calls)
-
-
-def status_of(span: Span) -> str:
-    """How a span ended, with LangGraph's exceptions that are no errors told apart."""
-    if span.status != "error":
-        return "ok" if span.status == "unset" else span.status
-    return _NOT_ERRORS.get((span.error_type or "").rpartition(".")[2], "error")
-
-
-def inside(namespace: str | None, outer: str) -> bool:
-    """Whether a checkpoint namespace is `outer` or lies below it (`a:1|b:2` lies below `a:1`)."""
-    return namespace is not None and (namespace == outer or namespace.startswith(outer + "|"))
-
-
-def outer_of(namespace: str, among: Container[str]) -> str | None:
-    """The nearest namespace above that is among these: `a:1` above `a:1|2|b:3`."""
-    while "|" in namespace:
-        namespace = namespace.rpartition("|")[0]
-        if namespace in among:
-            return namespace
-    return None
 
 
 class TraceReading(ABC):
@@ -224,7 +121,7 @@ class TraceReading(ABC):
     def outline(self) -> list[Any]:
         """Nested plain data of nodes (`{name: [...]}`), tools (`"name()"`) and models (`"name"`), for `==`."""
         reading = self.snapshot()
-        return [entry for root in reading._roots for entry in reading.outline_of(root)]
+        return [entry for entries in fold(reading._roots, reading._below, reading._outlined) for entry in entries]
 
     def spans(self, *, name: str | None = None, type: str | None = None) -> list[Span]:
         """The spans of the selection, depth first, filtered by name and MLflow span type ("TOOL")."""
@@ -338,10 +235,10 @@ class Trace(TraceReading):
         """The execution that has this span as an attempt."""
         return self._execution_of.get(span.span_id)
 
-    def outline_of(self, span: Span) -> list[Any]:
-        inner = [entry for child in self._below(span) for entry in self.outline_of(child)]
+    def _outlined(self, span: Span, below: Sequence[list[Any]]) -> list[Any]:
+        inner = [entry for entries in below for entry in entries]
         if (execution := self.execution_of(span)) is not None:
-            return [{execution.node: inner}] if span is _last(execution) else []
+            return [{execution.node: inner}] if span is last_span(execution) else []
         if span.type == "TOOL":
             return [f"{span.name}()", *inner]
         if (call := self.model_call_of(span)) is not None:
@@ -351,18 +248,23 @@ class Trace(TraceReading):
     def drawn(self, *, about: Container[str] = (), depth: int = 1, ascii_only: bool = False) -> str:
         """The tree as text. `depth` 0 shows nodes, 1 also models and tools, 2 every span. `about` names
         the nodes a failure is about (`run`: the whole of it), marked `>`; errors are marked `!`."""
-        branches = [branch for root in self._roots for branch in self._branches(root, about, depth)]
-        return draw(branches, ascii_only=ascii_only) if branches else "(nothing traced)"
 
-    def _branches(self, span: Span, about: Container[str], depth: int) -> tuple[Branch, ...]:
+        def branches(span: Span, below: Sequence[tuple[Branch, ...]]) -> tuple[Branch, ...]:
+            return self._branches(span, tuple(branch for inner in below for branch in inner), about, depth)
+
+        drawn = [branch for found in fold(self._roots, self._below, branches) for branch in found]
+        return draw(drawn, ascii_only=ascii_only) if drawn else "(nothing traced)"
+
+    def _branches(
+        self, span: Span, children: tuple[Branch, ...], about: Container[str], depth: int
+    ) -> tuple[Branch, ...]:
         execution = self.execution_of(span)
-        if execution is not None and span is not _last(execution):
+        if execution is not None and span is not last_span(execution):
             return ()
         call = self.model_call_of(span) if execution is None else None
         is_root = any(span is root for root in self._roots)
         failed = (execution.status if execution is not None else status_of(span)) == "error"
         leaf = call is not None or span.type == "TOOL" or failed
-        children = tuple(branch for child in self._below(span) for branch in self._branches(child, about, depth))
         if not (is_root or execution or (depth >= 1 and leaf) or depth >= 2):
             return children
         calls = self._calls_of(span, execution, call, is_root)
@@ -397,7 +299,7 @@ class Trace(TraceReading):
             return ()
         ids = {below.span_id for below in span.walk()}
         # A call without a span of its own is drawn where its execution ended: once, also after a resume.
-        spaces = [e.namespace for e in self._all if _last(e).span_id in ids]
+        spaces = [e.namespace for e in self._all if last_span(e).span_id in ids]
         return tuple(
             c
             for c in self._model_calls
@@ -443,10 +345,6 @@ def _note(call: ModelCall | None, execution: Execution | None) -> str:
     return ", ".join(facts)
 
 
-def _last(execution: Execution) -> Span:
-    return execution.spans[-1]
-
-
 def not_found(node: str, names: list[str]) -> str:
     """`no node 'reserch' in this trace; did you mean 'research'? It has: research, write`."""
     known = list(dict.fromkeys(names))
@@ -455,11 +353,3 @@ def not_found(node: str, names: list[str]) -> str:
     near = difflib.get_close_matches(node, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"no node {node!r} in this trace{hint} It has: {', '.join(known)}"
-
-
-def tool_call(span: Span) -> ToolCall:
-    """A tool span as `(name, args)`. A tool called with a bare string has `{"input": text}`."""
-    args = span.inputs
-    if not isinstance(args, dict):
-        args = {} if args is None else {"input": args}
-    return ToolCall(span.name, args)

@@ -28,7 +28,7 @@ class Branch:
 def draw(branches: Iterable[Branch], *, ascii_only: bool = False) -> str:
     """The tree as lines joined by newlines. Columns are as wide as their widest cell."""
     rules = _ASCII if ascii_only else _UNICODE
-    rows = [row for branch in branches for row in _rows(branch, "", "", rules)]
+    rows = [row for branch in branches for row in _rows(branch, rules)]
     width = max((_columns(label) for label, branch in rows if any(branch.cells)), default=0)
     columns = max((len(branch.cells) for _, branch in rows), default=0)
     widths = [max((_columns(_cell(branch, i)) for _, branch in rows), default=0) for i in range(columns)]
@@ -36,13 +36,16 @@ def draw(branches: Iterable[Branch], *, ascii_only: bool = False) -> str:
     return "\n".join(_line(label, branch, width, widths, marked) for label, branch in rows)
 
 
-def _rows(branch: Branch, lead: str, below: str, rules: tuple[str, str, str, str]) -> Iterator[tuple[str, Branch]]:
-    tag = f"  {branch.tag}" if branch.tag else ""
-    yield _plain(f"{lead}{branch.label}{tag}"), branch
+def _rows(root: Branch, rules: tuple[str, str, str, str]) -> Iterator[tuple[str, Branch]]:
     tee, corner, bar, gap = rules
-    for i, child in enumerate(branch.children):
-        last = i == len(branch.children) - 1
-        yield from _rows(child, below + (corner if last else tee), below + (gap if last else bar), rules)
+    waiting = [(root, "", "")]
+    while waiting:
+        branch, lead, below = waiting.pop()
+        tag = f"  {branch.tag}" if branch.tag else ""
+        yield _plain(f"{lead}{branch.label}{tag}"), branch
+        last = len(branch.children) - 1
+        for i, child in reversed(list(enumerate(branch.children))):
+            waiting.append((child, below + (corner if i == last else tee), below + (gap if i == last else bar)))
 
 
 def _cell(branch: Branch, index: int) -> str:

@@ -7,7 +7,6 @@ Source of the field names: the Gemini API reference, GenerateContentResponse.Usa
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import re
@@ -35,6 +34,7 @@ __all__ = [
 ]
 
 _MODEL_PATH = re.compile(r"/(?:v\d\w*)/(?:.*/)?(?:models|tunedModels|endpoints)/(?P<model>[^/:]+):(?P<method>\w+)$")
+_UNPACKED = 256_000_000
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _API_PATH = re.compile(r"/(?:upload/)?v\d\w*/(?P<resource>cachedContents|files|fileSearchStores|models|operations)\b")
 
@@ -60,19 +60,27 @@ def parse_endpoint(url: str) -> Endpoint | None:
 
 
 def decode_body(body: bytes | str | None) -> bytes:
-    """A body as plain bytes: gzip and deflate (in its zlib wrapping) undone, whatever the headers say."""
+    """A body as plain bytes: gzip and deflate (in its zlib wrapping) undone, whatever the headers say. One that would
+    unfold to more than 256 MB is left as it is."""
     if body is None:
         return b""
     if isinstance(body, str):
         return body.encode("utf-8", "surrogatepass")
-    try:
-        if body[:2] == b"\x1f\x8b":
-            return gzip.decompress(body)
-        if body[:1] == b"\x78":
-            return zlib.decompress(body)
-    except (OSError, EOFError, zlib.error):
-        pass
-    return body
+    if body[:2] != b"\x1f\x8b" and body[:1] != b"\x78":
+        return body
+    plain = b""
+    packed = body
+    # gzip may have several members, one behind the other, and zeros behind the last.
+    while packed.strip(b"\0"):
+        inflating = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        try:
+            plain += inflating.decompress(packed, _UNPACKED + 1 - len(plain))
+        except zlib.error:
+            return body
+        if not inflating.eof or len(plain) > _UNPACKED:
+            return body
+        packed = inflating.unused_data
+    return plain
 
 
 def _number(text: str) -> int | float:
@@ -145,9 +153,9 @@ def read_usage(metadata: Mapping[str, Any]) -> Usage | None:
 
     input = promptTokenCount + toolUsePromptTokenCount; output = candidatesTokenCount +
     thoughtsTokenCount; cache_read = cachedContentTokenCount, already inside input. The API leaves
-    out a count that is 0, so beside a known prompt an absent count of candidates is 0; thoughts,
-    cache and tool use stay unknown. An absent or zero total beside known parts is their sum: in all
-    488 recordings that give one, it is.
+    out a count that is 0, so beside a known prompt an absent (or null) count of candidates is 0;
+    thoughts, cache and tool use stay unknown. An absent or zero total beside known parts is their sum: in all
+    488 recordings that give one, it is. Where the total is larger and nobody says of what, output is unknown.
     """
     prompt = _count(metadata, "promptTokenCount")
     candidates = _count(metadata, "candidatesTokenCount")
@@ -155,13 +163,17 @@ def read_usage(metadata: Mapping[str, Any]) -> Usage | None:
     tool_use = _count(metadata, "toolUsePromptTokenCount")
     total = _count(metadata, "totalTokenCount")
     input_tokens = None if prompt is None else prompt + (tool_use or 0)
-    output_tokens = (candidates or 0) + (thoughts or 0)
+    output_tokens: int | None = (candidates or 0) + (thoughts or 0)
     if prompt is None and candidates is None and thoughts is None:
         if not total:
             return None
         return Usage(total_tokens=total)
-    if not total and input_tokens is not None:
-        total = input_tokens + output_tokens
+    if input_tokens is not None and output_tokens is not None:
+        known = input_tokens + output_tokens
+        if not total:
+            total = known
+        elif candidates is None and total > known:
+            output_tokens = None
     return Usage(
         input_tokens=input_tokens,
         output_tokens=output_tokens,

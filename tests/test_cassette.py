@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 import sys
 import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from pytest_agenttrace.cassette import (
+from pytest_agenttrace.replay.cassette import (
     CassetteError,
+    CassetteFile,
     Interaction,
     cassette_path,
     check_writable,
@@ -48,8 +51,8 @@ BAD = {
     "binary": (b"\x89PNG\r\n\x1a\n\xff", "bad.yaml:1: not UTF-8 text: 0x89 at byte 0"),
     "nul": (b"a: 1\nb: \0\n", "bad.yaml:2: not text: NUL at byte 8"),
     "control": (b"a: 1\nb: \x07\n", "bad.yaml:2: not a YAML cassette: control characters are not allowed"),
-    "no date": (b"a: 2026-13-45\n", "bad.yaml: not a YAML cassette: month must be in 1..12"),
-    "two documents": (b"a: 1\n---\nb: 2\n", "bad.yaml:2:1: not a YAML cassette: but found another document"),
+    "no date": (b"a: 2026-13-45\n", "bad.yaml:1:4: not a YAML cassette: month must be in 1..12"),
+    "two documents": (b"a: 1\n---\nb: 2\n", "bad.yaml:2:1: another document begins here: a cassette is one"),
     "python object": (
         b"a: 1\ninteractions: !!python/object/apply:os.system ['x']\n",
         "bad.yaml:2:15: not a YAML cassette: could not determine a constructor for the tag "
@@ -77,7 +80,36 @@ BAD = {
     ),
     "code is text": (
         b"interactions:\n- request: {method: GET, uri: x}\n  response:\n    status:\n      code: ok\n    body: {}\n",
-        "bad.yaml:5: interaction 1.response.status.code is no number",
+        "bad.yaml:5: interaction 1.response.status.code is text, not an HTTP status",
+    ),
+    "deeper than anything": (b"a: " + b"[" * 40_000, "bad.yaml:1:203: not a YAML cassette: nested more than 200 deep"),
+    "deeper than anything, dashes": (
+        b"- " * 40_000 + b"a",
+        "bad.yaml:1:399: not a YAML cassette: nested more than 200 deep",
+    ),
+    "never anchored": (b"a: *b\n", "bad.yaml:1:4: not a YAML cassette: nothing is anchored as &b"),
+    "merged": (
+        b"a: &a {b: 1}\nc: {<<: *a}\n",
+        "bad.yaml:2:5: not a YAML cassette: merge keys (<<) are not read",
+    ),
+    "a tag that does not fit": (b"a: 1\nb: [!!bool perhaps]\n", "bad.yaml:2:5: not a YAML cassette: 'perhaps'"),
+    "a date of another kind": (
+        b"a: !!timestamp x\n",
+        "bad.yaml:1:4: not a YAML cassette: 'NoneType' object has no attribute 'groupdict'",
+    ),
+    "interactions: a mapping": (b"interactions: {a: 1}\n", "bad.yaml:1: interactions is a mapping, not a list"),
+    "version: true": (
+        b"version: true\ninteractions: []\n",
+        "bad.yaml:1: version true of the cassette format; this version reads 1",
+    ),
+    "a key written twice, the last one wrong": (
+        b"interactions:\n- request: {method: GET, uri: x}\n  response:\n    body: {}\n"
+        b"    status: {code: 200}\n    status: {code: ok}\n",
+        "bad.yaml:6: interaction 1.response.status.code is text, not an HTTP status",
+    ),
+    "two that are wrong": (
+        b"interactions:\n- first\n- 2\n",
+        "bad.yaml:2: interaction 1 is text, not a mapping",
     ),
     "another body format": (
         b"interactions:\n- request: {method: GET, uri: x}\n  response:\n    status: {code: 200}\n"
@@ -91,13 +123,85 @@ BAD = {
 }
 
 
+def interaction(request: str = "", response: str = "", more: str = "") -> bytes:
+    """One interaction with a line of its request, response or itself in place of the right one."""
+    request = request or "uri: https://a/b"
+    response = response or "status: {code: 200}"
+    status = "" if "status" in response else "\n    status: {code: 200}"
+    uri = "" if "uri" in request else "\n    uri: https://a/b"
+    asked = f"interactions:\n- request:\n    {request}{uri}\n    method: GET\n"
+    return (f"{asked}  response:\n    {response}{status}\n    body: {{}}\n" + (f"  {more}\n" if more else "")).encode()
+
+
+NOT_SECONDS, NOT_STATUS = "not a number of seconds", "not an HTTP status"
+BAD |= {
+    "uri: no address": (
+        interaction("uri: 'http://[::1'"),
+        "bad.yaml:3: interaction 1.request.uri is no URL: Invalid IPv6 URL",
+    ),
+    "uri: no port": (
+        interaction("uri: http://a:99999/"),
+        "bad.yaml:3: interaction 1.request.uri is no URL: Port out of range 0-65535",
+    ),
+    "headers: a list": (
+        interaction("headers: [a]"),
+        "bad.yaml:3: interaction 1.request.headers is a list, not a mapping",
+    ),
+    "header: a mapping": (
+        interaction("", "headers: {date: {a: b}}"),
+        "bad.yaml:6: interaction 1.response.headers.date is a mapping, not text",
+    ),
+    "header: nested": (
+        interaction("", "headers: {date: [[a]]}"),
+        "bad.yaml:6: interaction 1.response.headers.date is a list, not text",
+    ),
+    "reason: a list": (
+        interaction("", "status: {code: 200, message: [a]}"),
+        "bad.yaml:6: interaction 1.response.status.message is a list, not text",
+    ),
+    "aliases in a header": (
+        interaction("", "headers: {a: &a [" + "1," * 4_000 + "], b: [" + "*a," * 4_000 + "]}"),
+        "bad.yaml:2: interaction 1 unfolds beyond measure: its aliases repeat each other",
+    ),
+}
+for given, kind in {
+    "true": "true",
+    "-1": "-1",
+    "0": "0",
+    "99": "99",
+    "99999": "99999",
+    "2.5": "a number",
+    ".nan": "a number",
+    "null": "nothing",
+}.items():
+    problem = f"{kind}, {NOT_STATUS}" + (": 100 to 999" if kind.lstrip("-").isdigit() else "")
+    BAD[f"code: {given}"] = (
+        interaction("", f"status: {{code: {given}}}"),
+        f"bad.yaml:6: interaction 1.response.status.code is {problem}",
+    )
+for given, kind in {
+    ".nan": "nan",
+    ".inf": "inf",
+    "-.inf": "-inf",
+    "-0.5": "-0.5",
+    "90000": "90000",
+    "true": "true",
+    "soon": "text",
+    "9" * 400: "9" * 400,
+}.items():
+    BAD[f"duration: {given[:9]}"] = (
+        interaction("", "", f"agenttrace: {{duration: {given}}}"),
+        f"bad.yaml:8: interaction 1.agenttrace.duration is {kind}, {NOT_SECONDS}",
+    )
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_no_cassette_is_one_clear_line(name: str, here: Path) -> None:
     content, message = BAD[name]
     (here / "bad.yaml").write_bytes(content)
     with pytest.raises(CassetteError) as caught:
         load_cassette(here / "bad.yaml")
-    assert str(caught.value) == f"{message}. {RESTORE}"
+    assert str(caught.value) == f"{message}. {UPGRADE if 'this version' in message else RESTORE}"
     assert (here / "bad.yaml").read_bytes() == content
 
 
@@ -116,6 +220,29 @@ def test_another_version(content: str, message: str, here: Path) -> None:
     with pytest.raises(CassetteError) as caught:
         load_cassette(here / "bad.yaml")
     assert str(caught.value) == f"{message}. {UPGRADE}"
+
+
+def test_another_version_explains_more_than_what_is_odd_in_it(here: Path) -> None:
+    (here / "bad.yaml").write_text("interactions:\n- odd\n- odder\nversion: 2\n")
+    with pytest.raises(CassetteError) as caught:
+        load_cassette(here / "bad.yaml")
+    assert str(caught.value) == f"bad.yaml:4: version 2 of the cassette format; this version reads 1. {UPGRADE}"
+
+
+@pytest.mark.parametrize("what", ["a FIFO", "a socket", "a device"])
+def test_what_would_block_is_not_opened(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("x.yaml")
+    with socket.socket(socket.AF_UNIX) as bound:
+        if what == "a FIFO":
+            os.mkfifo(path)
+        elif what == "a socket":
+            bound.bind(str(path))
+        else:
+            path.symlink_to("/dev/zero")
+        with pytest.raises(CassetteError) as caught:
+            load_cassette(path)
+    assert str(caught.value) == f"x.yaml: {what}, not a cassette. Name a file."
 
 
 def test_a_directory(here: Path) -> None:
@@ -365,8 +492,8 @@ def test_paths_are_shown_as_they_are_typed(here: Path) -> None:
         (
             "{a: &a [1,1,1,1,1,1,1,1], b: &b [*a,*a,*a,*a,*a,*a,*a,*a], c: &c [*b,*b,*b,*b,*b,*b,*b,*b],"
             " d: &d [*c,*c,*c,*c,*c,*c,*c,*c], e: &e [*d,*d,*d,*d,*d,*d,*d,*d], f: &f [*e,*e,*e,*e,*e,*e,*e,*e],"
-            " g: [*f,*f,*f,*f,*f,*f,*f,*f]}",
-            "interaction 1.request.body unfolds to more than 1,000,000 values: its aliases repeat each other",
+            " g: &g [*f,*f,*f,*f,*f,*f,*f,*f], h: [*g,*g,*g,*g,*g,*g,*g,*g]}",
+            "interaction 1 unfolds beyond measure: its aliases repeat each other",
         ),
         ("&a [*a]", "interaction 1.request.body holds what JSON cannot"),
         ("{a: 2026-01-01}", "interaction 1.request.body holds what JSON cannot"),
@@ -381,3 +508,155 @@ def test_bodies_stored_as_objects_are_bounded(tmp_path: Path, body: str, problem
     with pytest.raises(CassetteError) as caught:
         load_cassette(path)
     assert problem in str(caught.value)
+
+
+def test_anchors_that_hold_each_other_are_bounded(here: Path) -> None:
+    deep = [f"a0: &a0 {'[' * 190}1{']' * 190}"]
+    deep += [f"a{n}: &a{n} {'[' * 190}*a{n - 1}{']' * 190}" for n in range(1, 20)]
+    request = "{method: GET, uri: a, body: *a19}"
+    (here / "x.yaml").write_text("\n".join([*deep, f"interactions: [{{request: {request}}}]"]))
+    with pytest.raises(CassetteError) as caught:
+        load_cassette(here / "x.yaml")
+    assert str(caught.value) == (
+        f"x.yaml:21: interaction 1 unfolds beyond measure: its aliases repeat each other. {RESTORE}"
+    )
+
+
+def test_a_reply_may_be_shared_by_an_alias(here: Path) -> None:
+    first = (
+        "- request: &q {method: POST, uri: https://a/b, body: {a: &t [x, x]}}\n"
+        "  response: &r {status: {code: 200}, body: {string: *s}}\n"
+    )
+    (here / "x.yaml").write_text(f"s: &s hello\ninteractions:\n{first}- {{request: *q, response: *r}}\n")
+    one, two = load_cassette(here / "x.yaml").interactions
+    assert one == two
+    assert (one.body, one.reply) == (b'{"a": ["x", "x"]}', b"hello")
+    (here / "y.yaml").write_text(f"s: &s hello\nlist: &l\n{first}interactions: *l\n")
+    assert load_cassette(here / "y.yaml").interactions == (one,)
+
+
+def test_without_libyaml_the_same_is_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = json.dumps({"text": TRICKY, "n": [1, None]}).encode()
+    written = [
+        Interaction("POST", URI, body, 200, body, "OK", {}, {"Date": ["x"]}, 1.5),
+        Interaction("GET", URI, b"\xff", 404, b""),
+    ]
+    save_cassette(here / "x.yaml", written, {"recorded": "2026-01-02T03:04:05Z"})
+    (here / "deep.yaml").write_text("a: " + "[" * 40_000)
+    parsers: list[type] = []
+
+    def seen(loader: type) -> type:
+        def made(text: str) -> Any:
+            parsers.append(loader)
+            return loader(text)
+
+        return made  # type: ignore[return-value]  # called as the class is
+
+    # Compiled without libyaml, PyYAML has no such name.
+    assert hasattr(yaml, "CSafeLoader"), "the suite's PyYAML is expected to have libyaml"
+    c_loader = yaml.CSafeLoader
+    monkeypatch.setattr(yaml, "CSafeLoader", seen(c_loader))
+    fast = load_cassette(here / "x.yaml")
+    monkeypatch.delattr(yaml, "CSafeLoader")
+    monkeypatch.setattr(yaml, "SafeLoader", seen(yaml.SafeLoader))
+    assert load_cassette(here / "x.yaml") == fast
+    with pytest.raises(CassetteError, match=r"^deep.yaml:1:203: not a YAML cassette: nested more than 200 deep\."):
+        load_cassette(here / "deep.yaml")
+    assert [parser.__name__ for parser in parsers] == ["CSafeLoader", "SafeLoader", "SafeLoader"]
+
+
+@pytest.mark.parametrize("libyaml", [True, False])
+def test_a_control_character_is_found_on_its_line(libyaml: bool, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not libyaml:
+        monkeypatch.delattr(yaml, "CSafeLoader")
+    (here / "x.yaml").write_text("a: üüüüüüüüüüüü\n" * 9 + "b: \x07\n\n\n\n", encoding="utf-8")
+    with pytest.raises(CassetteError) as caught:
+        load_cassette(here / "x.yaml")
+    which = "control" if libyaml else "special"
+    assert str(caught.value) == f"x.yaml:10: not a YAML cassette: {which} characters are not allowed. {RESTORE}"
+
+
+# Written by hand from the README's table: all that is needed, then all there is, with keys nobody knows yet.
+LEAST_REPLY = b'{"candidates": []}'
+LEAST = """
+interactions:
+- request:
+    method: POST
+    uri: https://generativelanguage.googleapis.com/v1beta/models/gemini-2.5-flash:generateContent
+  response:
+    status: {code: 200}
+    body: {string: '{"candidates": []}'}
+"""
+ALL = """
+version: 1
+agenttrace:
+  format: 1
+  recorded: '2026-11-23T10:11:12Z'
+  models: [gemini-2.5-flash]
+  packages: {google-genai: 2.34.0}
+  origin: Google
+  later: {unknown: [1, 2]}
+later: [3]
+interactions:
+- request:
+    method: POST
+    uri: https://generativelanguage.googleapis.com/v1beta/models/gemini-2.5-flash:generateContent
+    headers:
+      content-type: [application/json]
+    body: |-
+      {"contents": [{"parts": [{"text": "hello"}]}]}
+    later: x
+  response:
+    status: {code: 200, message: OK, later: x}
+    headers:
+      date: ['Mon, 23 Nov 2026 10:11:12 GMT']
+    body: {string: '{"candidates": []}', later: x}
+    later: x
+  agenttrace: {duration: 1.5, later: [x]}
+  later: x
+"""
+
+
+def test_a_cassette_written_by_hand_loads_and_unknown_keys_are_passed_over(here: Path) -> None:
+    (here / "least.yaml").write_text(LEAST)
+    (here / "all.yaml").write_text(ALL)
+    assert load_cassette(here / "least.yaml") == CassetteFile((Interaction("POST", URI, b"", 200, LEAST_REPLY),))
+    assert load_cassette(here / "all.yaml") == CassetteFile(
+        (
+            Interaction(
+                method="POST",
+                uri=URI,
+                body=b'{"contents": [{"parts": [{"text": "hello"}]}]}',
+                status=200,
+                reply=LEAST_REPLY,
+                reason="OK",
+                request_headers={"content-type": ["application/json"]},
+                reply_headers={"date": ["Mon, 23 Nov 2026 10:11:12 GMT"]},
+                duration=1.5,
+            ),
+        ),
+        recorded=datetime(2026, 11, 23, 10, 11, 12, tzinfo=UTC),
+        origin="Google",
+    )
+
+
+@pytest.mark.parametrize(
+    ("recorded", "problem"),
+    [
+        ("yesterday", "'yesterday', not a date and time"),
+        ("'2026-11-23T10'", None),
+        ("2026-11-23", "a date, not a date and time"),
+        ("[2026]", "a list, not a date and time"),
+        ("null", None),
+        ("2026-11-23 10:11:12", None),
+    ],
+)
+def test_the_time_of_a_recording_is_one_or_an_error(recorded: str, problem: str | None, here: Path) -> None:
+    (here / "x.yaml").write_text(f"agenttrace:\n  recorded: {recorded}\ninteractions: []\n")
+    if problem is None:
+        found = load_cassette(here / "x.yaml").recorded
+        assert (found is None) == (recorded == "null")
+        return
+    with pytest.raises(CassetteError) as caught:
+        load_cassette(here / "x.yaml")
+    assert str(caught.value) == f"x.yaml:2: agenttrace.recorded is {problem}. {RESTORE}"

@@ -685,3 +685,45 @@ def test_a_long_chain_of_wrong_parents_is_mended() -> None:
     trace = many(chained)
     assert len(trace.trajectory) == 300
     assert len(trace.roots[0].children) == 300
+
+
+# Deeper than Python's stack
+
+
+def test_spans_nested_deeper_than_the_stack() -> None:
+    run = Run()
+    span = run.node("a", run.graph(), 1, "a:1")
+    for number in range(1_500):
+        span = run.add(f"step {number}", span)
+    run.model(span, ONE, span_id="the call")
+    trace = built(run, calls=[call(1, run.spans[1], ONE)])
+    below = list(trace.roots[0].walk())
+    assert [span.name for span in below[:3]] == ["LangGraph", "a", "step 0"]
+    assert [span.span_id for span in below[-1:]] == ["the call"]
+    assert (len(below), len(trace.spans(name="step 1499")), trace.tokens_by_node) == (1_503, 1, {"a": 15})
+
+
+def test_tools_of_inputs_nested_deeper_than_the_stack() -> None:
+    asked: Any = {"tool_calls": [{"id": "one"}, {"id": "two"}]}
+    for _ in range(5_000):
+        asked = [asked]
+    run = Run()
+    node = run.node("a", run.graph(), 1, "a:1", inputs=asked)
+    run.tool(node, "second", attributes={"tool_call_id": "two"})
+    run.tool(node, "first", attributes={"tool_call_id": "one"})
+    assert [name for name, _ in built(run).tool_calls] == ["first", "second"]
+
+
+def test_requests_are_told_in_the_order_they_were_written() -> None:
+    run = Run()
+    inputs = {
+        "messages": [
+            {"tool_calls": [{"id": "1"}], "then": {"tool_calls": [{"id": "2"}]}},
+            [{"tool_calls": [{"id": "3"}, {"id": 4}, "no"]}, {"tool_calls": {"id": "no"}}],
+        ],
+        "more": {"tool_calls": [{"id": "5"}]},
+    }
+    node = run.node("a", run.graph(), 1, "a:1", inputs=inputs)
+    for request in ("5", "3", "2", "1"):
+        run.tool(node, f"tool {request}", attributes={"tool_call_id": request})
+    assert [name for name, _ in built(run).tool_calls] == ["tool 1", "tool 2", "tool 3", "tool 5"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pytest_agenttrace import ErrorReply, GeminiServer, Reply
 from pytest_agenttrace.gemini_server import Script
+from pytest_agenttrace.replay.recording import read_exchange, without_keys
 
 TESTS = """
 import pytest
@@ -74,3 +78,72 @@ def test_a_recording_cut_short_leaves_the_old_one(folder: Path, clean_environmen
     # What an assert says of new replies is no reason to lose them.
     assert "1 failed" in record(folder, clean_environment, [Reply("one"), Reply("three")], "-k", "two_calls")
     assert b"three" in cassette.read_bytes()
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("body", "stored"),
+    [
+        (b'{"api_key": "short", "q": "x"}', {"api_key": "REDACTED", "q": "x"}),
+        (b'{"deep": [{"API-Key": "short"}, 1]}', {"deep": [{"API-Key": "REDACTED"}, 1]}),
+        (b'{"Client_Secret": "a", "password": "b"}', {"Client_Secret": "REDACTED", "password": "REDACTED"}),
+    ],
+)
+def test_members_that_hold_a_key_are_blacked_out(body: bytes, stored: object) -> None:
+    assert json.loads(without_keys(body)) == stored
+    assert without_keys(without_keys(body)) == without_keys(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff\x00 not text",
+        b'{"tokens": 3, "max_tokens": 5, "token": null, "api_key": 7}',
+        b'[{"q": "api_key=x"}]',
+        b"q=a+b&page=2",
+        b"api_key",
+        b"[" * 100_000,
+        b'{"api_key": ' * 5_000 + b'"x"' + b"}" * 5_000,
+    ],
+    ids=["empty", "bytes", "no texts", "text", "form", "word", "open", "deep"],
+)
+def test_other_bodies_stay_as_they_are(body: bytes) -> None:
+    assert without_keys(body) is body
+
+
+def test_a_form_keeps_its_other_fields() -> None:
+    assert without_keys(b"q=a+%26&token=x&empty=") == b"q=a+%26&token=REDACTED&empty="
+
+
+def exchange(url: str, body: object, said: object, **headers: str) -> Any:
+    asked = SimpleNamespace(method="post", uri=url, body=json.dumps(body), headers=headers)
+    reply = {"string": json.dumps(said).encode()}
+    status = {"code": 200, "message": "OK"}
+    return read_exchange(asked, {"status": status, "headers": {}, "body": reply}, None)
+
+
+def test_a_key_of_another_service_and_its_echoes_are_not_written() -> None:
+    key = "tvly-" + "0123456789abcdefghij"
+    stored = exchange("https://api.search.example/search", {"api_key": key, "q": "x"}, {"you": key})
+    assert (json.loads(stored.body), json.loads(stored.reply)) == (
+        {"api_key": "REDACTED", "q": "x"},
+        {"you": "REDACTED"},
+    )
+    # Too short to be looked for anywhere else.
+    stored = exchange("https://api.search.example/search", {"api_key": "short", "q": "short"}, {"you": "short"})
+    assert (json.loads(stored.body), json.loads(stored.reply)) == (
+        {"api_key": "REDACTED", "q": "short"},
+        {"you": "short"},
+    )
+    for header in ("X-Api-Key", "api-key", "Authorization", "X-Subscription-Token", "Cookie"):
+        stored = exchange("https://api.search.example/search", {}, {"you": key}, **{header: key})
+        assert json.loads(stored.reply) == {"you": "REDACTED"}
+
+
+def test_a_prompt_about_tokens_is_the_models_and_stays() -> None:
+    asked = {"contents": [{"parts": [{"functionCall": {"name": "login", "args": {"token": "x", "password": "y"}}}]}]}
+    stored = exchange("https://generativelanguage.googleapis.com/v1beta/models/m:generateContent", asked, {})
+    assert json.loads(stored.body) == asked

@@ -26,8 +26,8 @@ from typing import Any, TypedDict
 import pytest
 import yaml
 
-from pytest_agenttrace.cassette import Interaction, save_cassette
 from pytest_agenttrace.replay import CassetteError, CassetteMiss, GeminiCassette, open_cassette
+from pytest_agenttrace.replay.cassette import Interaction, save_cassette
 from pytest_agenttrace.wire import Caller
 
 KEY = "AIza" + "SyNotAKeyButOfItsLength0123456789AB"
@@ -354,7 +354,7 @@ def test_only_the_model_is_recorded(server: Server, here: Path) -> None:
         with urllib.request.urlopen(f"{server.url}/by/urllib") as answer:  # noqa: S310  # loopback
             assert answer.read() in (b"local", gzip.compress(b"local"))
         llm(server.url).invoke("hello")
-    assert session.refused == ("127.0.0.1",)
+    assert session.passed_by == ("127.0.0.1",)
     assert [call.index for call in session.calls] == [1]
     assert (here / "x.yaml").read_text().count("uri:") == 1
 
@@ -395,7 +395,7 @@ def test_no_key_of_a_url_and_no_other_service_is_written(rerouted: Server, here:
         httpx.get("http://api.openai.example/v1/models")
         httpx.get(f"http://generativelanguage.googleapis.com/v1beta/files/a?key={KEY}")
         httpx.post(f"http://user:pass@gateway.example/x{MODEL_PATH}?access_token={KEY}", content=body(KEY))
-    assert session.refused == ("api.openai.example",)
+    assert session.passed_by == ("api.openai.example",)
     text = (here / "x.yaml").read_text()
     assert re.findall("uri: (.*)", text) == [
         "http://generativelanguage.googleapis.com/v1beta/files/a",
@@ -584,9 +584,10 @@ def test_unused_replies_leave_out_the_bookkeeping(here: Path) -> None:
     )
     with open_cassette(path) as session:
         pass
-    assert [str(unused) for unused in session.unused] == [
-        "call 4: gemini-2.5-flash:generateContent 'a long prompt a long prompt a long prompt a long prompt a...'",
-        "call 5: gemini-2.5-flash:generateContent 'reply of search'",
+    asked = "was never asked for: gemini-2.5-flash:generateContent"
+    assert [unused.text for unused in session.unused] == [
+        f"reply 4 {asked} 'a long prompt a long prompt a long prompt a long prompt a...'",
+        f"reply 5 {asked} 'reply of search'",
     ]
 
 
@@ -666,14 +667,14 @@ def test_a_stream_and_an_array_are_not_the_same(here: Path) -> None:
     assert text == (
         "(no node), call 1: no recorded reply\n"
         "  POST gemini-2.5-flash:streamGenerateContent?alt=sse\n"
-        "  nearest recorded: call 1, recorded for gemini-2.5-flash:streamGenerateContent"
+        "  the same request was recorded without alt=sse (call 1)"
     )
 
 
 def test_the_nearest_is_the_same_endpoints(here: Path) -> None:
     older = recorded("Write 400 words on solar sails", "y", MODEL_PATH.replace("2.5", "2.0"))
     text = missed(here, older, recorded("Review it", "x"))
-    assert text.splitlines()[2] == "  nearest recorded: call 2, differs at contents[0].parts[0].text:"
+    assert text.splitlines()[2] == "  the same request was recorded for gemini-2.0-flash (call 1)"
 
 
 def test_the_nearest_is_rather_one_that_still_waits(here: Path) -> None:
@@ -819,19 +820,33 @@ def test_calls_know_the_node_that_made_them(here: Path) -> None:
 
 
 def test_a_thread_of_an_earlier_test_gets_no_reply(server: Server, here: Path) -> None:
-    message = (
-        "(no node), late thread: no reply\n"
-        "  POST gemini-2.5-flash:generateContent\n"
-        "  a thread that an earlier test has left behind: wait for it before that test ends"
-    )
     path = cassette(here / "x.yaml", recorded("a", "b"))
     for record in (False, True):
-        with open_cassette(path, record=record, owner=lambda: False) as session:
-            with pytest.raises(CassetteMiss) as caught:
+        go_on, caught, told = threading.Event(), list[BaseException](), list[str]()
+
+        def ask(go_on: threading.Event = go_on, caught: list[BaseException] = caught) -> None:
+            assert go_on.wait(20)
+            try:
                 llm(server.url).invoke("a")
-            assert str(caught.value) == message
+            except BaseException as raised:
+                caught.append(raised)
+
+        with open_cassette(path):
+            thread = threading.Thread(target=ask)
+            thread.start()
+        with open_cassette(path, record=record, late=told.append) as session:
+            go_on.set()
+            thread.join(20)
             assert (session.calls, session.misses, server.hits) == ((), (), [])
-    with open_cassette(path, owner=lambda: True) as session:
+        late = "(no node), late: POST gemini-2.5-flash:generateContent"
+        assert told == [late]
+        assert [(type(error), str(error)) for error in caught] == [
+            (
+                CassetteMiss,
+                f"{late}\n  the thread or task was started by a test that has ended: wait for it before that test ends",
+            )
+        ]
+    with open_cassette(path) as session:
         assert llm().invoke("a").text == "b"
 
 
@@ -841,25 +856,28 @@ def test_a_request_caught_by_a_closed_cassette_is_late(here: Path) -> None:
     with open_cassette(cassette(here / "x.yaml", recorded("a", "b"))) as session:
         transport = httpx.HTTPTransport.handle_request
     request = httpx.Request("POST", NOWHERE + MODEL_PATH, content=body("a"))
-    with pytest.raises(CassetteMiss, match="late thread"):
+    with pytest.raises(CassetteMiss, match="late: POST"):
         transport(httpx.HTTPTransport(), request)
     assert (session.calls, session.misses) == ((), ())
 
 
-def test_other_hosts_get_what_was_recorded_for_them_or_nothing(here: Path) -> None:
+def test_other_hosts_get_what_was_recorded_for_them_or_are_refused(here: Path) -> None:
     import httpx
 
     image = Interaction("GET", "https://example.com/a.png?size=1", b"", 200, b"png", "OK", {}, {"x": ["y"]})
     with open_cassette(cassette(here / "x.yaml", image), command=COMMAND) as session:
         answer = httpx.get("https://example.com/a.png?size=1&key=secret")
         assert (answer.content, session.calls) == (b"png", ())
-        text = miss_of(session, lambda: httpx.get("https://example.com/a.png?size=2&key=secret"))
-    assert text == (
-        "(no node), call 1: no recorded reply\n"
-        "  GET https://example.com/a.png?size=2\n"
-        "  not a Gemini call: a cassette holds no others, and replay connects to loopback only"
-    )
-    assert [miss.endpoint for miss in session.misses] == [None]
+        with pytest.raises(httpx.ConnectError):
+            httpx.get("https://example.com/a.png?size=2&key=secret")
+    assert session.misses == ()
+    assert [(refused.node, refused.text) for refused in session.refused] == [
+        (
+            None,
+            "(no node): connection to example.com:443 (getaddrinfo) refused\n"
+            '  replay speaks to loopback only. If it is meant: @pytest.mark.agent_trace(hosts=["example.com:443"])',
+        )
+    ]
 
 
 def test_servers_on_loopback_are_reached_but_models_never(server: Server, here: Path) -> None:
@@ -870,7 +888,7 @@ def test_servers_on_loopback_are_reached_but_models_never(server: Server, here: 
         async with aiohttp.ClientSession() as client, client.post(f"{server.url}/a", json={"q": [1]}) as answer:
             return await answer.text()
 
-    with open_cassette(here / "x.yaml", owner=lambda: False):
+    with open_cassette(here / "x.yaml"):
         assert httpx.get(f"{server.url}/v1/models").text == "local"
         assert asyncio.run(by_aiohttp()) == "local"
     with open_cassette(here / "x.yaml") as session:
@@ -878,7 +896,7 @@ def test_servers_on_loopback_are_reached_but_models_never(server: Server, here: 
             assert answer.read() == b"local"
         assert server.hits == ["/v1/models", "/a", "/b"]
         miss_of(session, lambda: llm(server.url).invoke("x"))
-    assert (len(server.hits), session.calls, session.refused, list(here.iterdir())) == (3, (), (), [])
+    assert (len(server.hits), session.calls, session.passed_by, list(here.iterdir())) == (3, (), (), [])
 
 
 def test_in_process_transports_are_no_network(here: Path) -> None:

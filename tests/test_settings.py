@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import tests.handmade  # noqa: F401 - loads the profile of the property tests
 from pytest_agenttrace.settings import KINDS, Finding, Settings, SettingsError, Tolerance, read_settings
 
-ALL_KEYS = "cassette, match, allow, warn, autolog, run_tracer_inline"
+ALL_KEYS = "cassette, match, ignore, hosts, allow, warn, autolog, run_tracer_inline"
 ALL_KINDS = "missing, unused, uncounted, uncalled, usage, orphans, unpriced, network, export, empty"
 
 
@@ -85,6 +85,19 @@ def test_a_path_is_a_cassette_too() -> None:
         ({"autolog": ["a b"]}, "autolog=['a b'] is not a list of MLflow flavors: write autolog=[\"langchain\"]"),
         ({"autolog": [1]}, 'autolog=[1] is not a list of MLflow flavors: write autolog=["langchain"]'),
         ({"autolog": None}, 'autolog=None is not a list of MLflow flavors: write autolog=["langchain"]'),
+        ({"ignore": "date"}, "ignore='date' is not a list: write ignore=[\"date\"]"),
+        ({"ignore": [1]}, "ignore: 1 is int, not text"),
+        (
+            {"ignore": ["run ("]},
+            "ignore: 'run (' is neither date, uuid, a body path nor a regex: "
+            "missing ), unterminated subpattern at position 4",
+        ),
+        ({"hosts": "postgres"}, "hosts='postgres' is not a list of hosts: write hosts=[\"postgres:5432\"]"),
+        (
+            {"hosts": ["http://postgres"]},
+            "hosts: 'http://postgres' is a URL or a network, not a host: "
+            'write "db.internal", "postgres:5432", "[::1]:80" or "*.corp.example"',
+        ),
         ({"allow": "unused"}, "allow='unused' is not a list of kinds: write allow=[\"unused\"]"),
         ({"warn": None}, 'warn=None is not a list of kinds: write warn=["unused"]'),
         ({"allow": {"unused": 1}}, "allow={'unused': 1} is not a list of kinds: write allow=[\"unused\"]"),
@@ -174,3 +187,14 @@ def test_every_kind_is_accepted(kind: str) -> None:
     assert read(allow=[kind], warn=[f"a:{kind}"]).tolerance == Tolerance(
         frozenset({(None, kind)}), frozenset({("a", kind)})
     )
+
+
+def test_ignore_and_hosts_of_all_layers_add_up() -> None:
+    found = read_settings(
+        [
+            ("agent_trace", {"ignore": ["date"], "hosts": ["postgres:5432"]}),
+            ("agenttrace_config", {"ignore": ["uuid", "date"], "hosts": ["db.internal"]}),
+        ]
+    )
+    assert found.ignore.items == ("date", "uuid")
+    assert found.hosts == ("postgres:5432", "db.internal")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import logging.config
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -13,18 +16,29 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypedDict
+from unittest.mock import MagicMock, Mock, patch
 
 import pytest
 
-from pytest_agenttrace import database, mlflow_state, redirect, store
-from pytest_agenttrace.environment import quiet_environment
-from pytest_agenttrace.store import MlflowStore, StoreError, StoreFactory, redirect_at_import
+from pytest_agenttrace import store
+from pytest_agenttrace.environment import DUMMY_KEY, dummy_key, quiet_environment, sweep_key
+from pytest_agenttrace.store import (
+    MlflowStore,
+    StoreError,
+    StoreFactory,
+    database,
+    exporter,
+    mlflow_state,
+    redirect,
+    redirect_at_import,
+)
 from pytest_agenttrace.usage import Usage
 
 
@@ -167,7 +181,7 @@ def test_cached_tokens_are_read_where_mlflow_counts_them(factory: StoreFactory) 
 
 
 def test_a_count_that_nobody_reported_is_unknown() -> None:
-    from pytest_agenttrace.spans import read_span
+    from pytest_agenttrace.store.spans import read_span
 
     def span(**attributes: Any) -> Any:
         status = SimpleNamespace(status_code=SimpleNamespace(name="UNSET"))
@@ -246,9 +260,9 @@ def test_spans_are_read_once_while_nothing_is_new(factory: StoreFactory, monkeyp
     reads: list[str] = []
     read = store._read_traces
 
-    def count(uri: str, live: database.Database) -> Any:
-        reads.append(uri)
-        return read(uri, live)
+    def count(client: Any, live: database.Database) -> Any:
+        reads.append(live.uri)
+        return read(client, live)
 
     monkeypatch.setattr(store, "_read_traces", count)
 
@@ -471,13 +485,24 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, cache: Path) -> 
     [
         ({"XDG_CACHE_HOME": "/somewhere"}, "/somewhere/pytest-agenttrace"),
         ({"XDG_CACHE_HOME": "", "HOME": "/home/user"}, "/home/user/.cache/pytest-agenttrace"),
+        ({"XDG_CACHE_HOME": "relative/cache", "HOME": "/home/user"}, "/home/user/.cache/pytest-agenttrace"),
+        ({"XDG_CACHE_HOME": "", "HOME": "not/absolute"}, "{temporary}"),
+        ({"XDG_CACHE_HOME": ""}, "{temporary}"),
     ],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="the variables of POSIX")
 def test_the_users_cache(variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    def nobody(_uid: int) -> Any:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)  # a user that the system does not know, as in many containers
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert database.cache_directory() == Path(expected)
+    temporary = f"{tempfile.gettempdir()}/pytest-agenttrace-{os.getuid()}"
+    assert database.cache_directory() == Path(expected.format(temporary=temporary))
 
 
 @pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "SELECT * FROM experiments"])
@@ -958,7 +983,9 @@ def test_a_real_postgresql_stays_untouched(factory: StoreFactory, postgres: str)
 
 def run_python(code: str, cwd: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     root = Path(store.__file__).parents[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "PYTEST"))}
+    # Where CI is set MLflow has no telemetry.
+    hidden = ("MLFLOW", "PYTEST", "CI", "BUILD_NUMBER", "GITHUB_ACTIONS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     return subprocess.run(
         [sys.executable, *(arguments or ("-c", textwrap.dedent(code)))],
         cwd=cwd,
@@ -1088,46 +1115,66 @@ def test_a_module_imported_when_mlflow_is_there_already(
 # Other processes.
 
 
-def test_mlflow_dials_nobody(tmp_path: Path, cache: Path, factory: StoreFactory) -> None:
+DIALS = """
+import os, socket, sys
+from contextlib import nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+dialled = []
+
+
+def guard(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        dialled.append((event, args[0] if event != "socket.connect" else args[1]))
+        raise OSError("no network here")
+
+
+sys.addaudithook(guard)
+{early}
+had_client = "mlflow" in sys.modules and mlflow.telemetry.get_telemetry_client() is not None
+from pytest_agenttrace.environment import quiet_environment
+
+undo = quiet_environment()
+from pytest_agenttrace.store import StoreFactory
+import borrowed
+
+factory = StoreFactory(Path("root"), cache=Path(os.environ["CACHE"]))
+with factory.open("quiet") as store:
+    with {inside}:
+        borrowed.two_nodes().invoke({{"text": ""}})
+    assert borrowed.names(store) == borrowed.RUN, store.export_errors
+    costs = [span.attributes.get("mlflow.llm.cost") for span in store.spans() if span.model]
+    models = [span.model for span in store.spans() if span.model]
+import mlflow
+from mlflow.telemetry import get_telemetry_client
+if [int(part) for part in mlflow.__version__.split(".")[:2]] >= [3, 17]:
+    assert costs == [{{"input_cost": 3e-06, "output_cost": 1.25e-05, "total_cost": 1.55e-05}}] * 2, costs
+print(models, dialled, get_telemetry_client())
+factory.close()
+undo()
+print("MLFLOW_DISABLE_TELEMETRY" in os.environ, (get_telemetry_client() is not None) == had_client)
+"""
+
+
+@pytest.mark.parametrize(
+    ("early", "inside"),
+    [("", "nullcontext()"), ("import mlflow", "nullcontext()"), ("", "patch.dict(os.environ, clear=True)")],
+    ids=["imported by us", "imported before", "environment cleared"],
+)
+def test_mlflow_dials_nobody(tmp_path: Path, cache: Path, factory: StoreFactory, early: str, inside: str) -> None:
     assert factory.database.path.exists()
     work = tmp_path / "work"
     work.mkdir()
     shutil.copy(__file__, work / "borrowed.py")
     result = run_python(
-        """
-        import os, sys
-        from pathlib import Path
-        dialled = []
-
-        def guard(event, args):
-            if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
-                dialled.append((event, args[0] if event != "socket.connect" else args[1]))
-                raise OSError("no network here")
-
-        sys.addaudithook(guard)
-        from pytest_agenttrace.environment import quiet_environment
-        quiet_environment()
-        from pytest_agenttrace.store import StoreFactory
-        import borrowed
-
-        factory = StoreFactory(Path("root"), cache=Path(os.environ["CACHE"]))
-        with factory.open("quiet") as store:
-            borrowed.two_nodes().invoke({"text": ""})
-            assert borrowed.names(store) == borrowed.RUN, store.export_errors
-            costs = [span.attributes.get("mlflow.llm.cost") for span in store.spans() if span.model]
-            models = [span.model for span in store.spans() if span.model]
-        import mlflow
-        if [int(part) for part in mlflow.__version__.split(".")[:2]] >= [3, 17]:
-            assert costs == [{"input_cost": 3e-06, "output_cost": 1.25e-05, "total_cost": 1.55e-05}] * 2, costs
-        print(models, dialled)
-        factory.close()
-        """,
+        DIALS.format(early=early, inside=inside),
         work,
         CACHE=str(cache),
         OTEL_EXPORTER_OTLP_TRACES_ENDPOINT="http://127.0.0.1:9/v1/traces",
     )
     assert (result.stdout, result.stderr, result.returncode) == (
-        "['gemini-2.5-flash', 'gemini-2.5-flash'] []\n",
+        "['gemini-2.5-flash', 'gemini-2.5-flash'] [] None\nFalse True\n",
         "",
         0,
     )
@@ -1178,6 +1225,421 @@ def test_four_workers_race_for_one_template(tmp_path: Path) -> None:
     assert [path.suffix for path in sorted(cache.iterdir())] == ["", ".db"]
     assert "INFO" not in result.stdout + result.stderr
     assert sorted(path.name for path in work.iterdir() if path.suffix == ".db" or path.name == "mlruns") == []
+
+
+# Code under test that replaces what we stand on.
+
+
+def frozen() -> float:
+    return 1_700_000_000.0
+
+
+REPLACED: dict[str, tuple[str, Any]] = {
+    "client": ("mlflow.MlflowClient", MagicMock()),
+    "plain client": ("mlflow.MlflowClient", Mock()),
+    "client everywhere": ("mlflow.client.MlflowClient", MagicMock()),
+    "active_run": ("mlflow.active_run", MagicMock()),
+    "end_run": ("mlflow.end_run", Mock(side_effect=RuntimeError("no"))),
+    "get_tracking_uri": ("mlflow.get_tracking_uri", MagicMock()),
+    "is_tracking_uri_set": ("mlflow.is_tracking_uri_set", MagicMock()),
+    "set_tracking_uri": ("mlflow.set_tracking_uri", MagicMock()),
+    "set_experiment": ("mlflow.set_experiment", MagicMock()),
+    "autolog": ("mlflow.langchain.autolog", MagicMock()),
+    "environment": ("os.environ", {}),
+    "sqlite3": ("sqlite3.connect", MagicMock()),
+    "import_module": ("importlib.import_module", Mock(side_effect=ImportError("no"))),
+    "monotonic": ("time.monotonic", frozen),
+    "monotonic mock": ("time.monotonic", MagicMock()),
+    "time": ("time.time", MagicMock()),
+    "sleep": ("time.sleep", MagicMock()),
+    "dumps": ("json.dumps", MagicMock()),
+}
+
+
+@pytest.mark.parametrize("outlives", [False, True], ids=["undone before the store", "undone after"])
+@pytest.mark.parametrize("replaced", REPLACED)
+def test_what_the_code_replaces_does_not_matter(factory: StoreFactory, replaced: str, outlives: bool) -> None:
+    import mlflow
+
+    target, double = REPLACED[replaced]
+    with factory.open("before"):
+        two_nodes().invoke({"text": ""})
+    was = state_of_mlflow()
+    patch = pytest.MonkeyPatch()
+    with factory.open("replaced") as opened:
+        two_nodes().invoke({"text": ""})
+        mlflow.start_run()
+        patch.setattr(target, double)
+        assert names(opened) == RUN
+        assert opened.keep().stat().st_size > 0
+        if not outlives:
+            patch.undo()
+    patch.undo()
+    factory.sweep()
+    assert state_of_mlflow() == was
+    assert opened.export_errors == ()
+    with factory.open("after") as after:
+        two_nodes().invoke({"text": ""})
+        assert names(after) == RUN
+
+
+@pytest.mark.parametrize("name", ["client", "active_run", "set_tracking_uri", "get_tracking_uri", "set_experiment"])
+def test_what_was_replaced_before_the_store_stays_so(tmp_path: Path, cache: Path, name: str) -> None:
+    import mlflow
+    from mlflow.tracking import set_tracking_uri
+
+    was = state_of_mlflow()
+    target, double = REPLACED[name]
+    early = StoreFactory(tmp_path / "root", cache=cache)
+    patched = pytest.MonkeyPatch()
+    patched.setattr(target, double)
+    with early.open("early") as opened:
+        set_tracking_uri("sqlite:///prod.db")
+        two_nodes().invoke({"text": ""})
+        assert names(opened) == RUN
+        assert getattr(mlflow, target.rpartition(".")[2]) is double
+        assert opened.requested == ("mlflow.set_tracking_uri('sqlite:///prod.db')",)
+    assert getattr(mlflow, target.rpartition(".")[2]) is double
+    patched.undo()
+    early.close()
+    assert state_of_mlflow() == was
+
+
+def test_a_module_in_the_place_of_mlflow(factory: StoreFactory) -> None:
+    patched = pytest.MonkeyPatch()
+    was = state_of_mlflow()
+    with factory.open("module") as opened:
+        two_nodes().invoke({"text": ""})
+        patched.setitem(sys.modules, "mlflow", MagicMock())
+        assert names(opened) == RUN
+    with pytest.raises(StoreError) as caught, factory.open("tests/test_a.py::test_b"):
+        pass
+    with redirect_at_import(lambda: factory):
+        pass
+    patched.undo()
+    assert str(caught.value) == (
+        "tests/test_a.py::test_b: sys.modules['mlflow'] is a MagicMock: put it there for less than the whole test, "
+        "or leave this test without the fixture"
+    )
+    assert state_of_mlflow() == was
+    with factory.open("after") as after:
+        assert after.spans() == ()
+
+
+class Page(list[Any]):
+    token: Any = "2"  # noqa: S105  # of a page
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        (Page(), "MLflow's search_traces gives the same page again and again"),
+        (MagicMock(), "MLflow's search_traces gave a MagicMock, and no list of traces"),
+        (None, "MLflow's search_traces gave a NoneType, and no list of traces"),
+    ],
+)
+def test_pages_without_an_end_are_an_error(
+    factory: StoreFactory, page: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    with factory.open("pages") as opened:
+        monkeypatch.setattr(MlflowClient, "search_traces", lambda self, **_: page)
+        with pytest.raises(StoreError) as caught:
+            opened.spans()
+    assert str(caught.value) == f"{message}{CHANGED}"
+
+
+CHANGED = "\n  Something has changed its rows, or replaces a part of MLflow, json or time while the trace is read."
+
+
+def test_a_double_that_decodes_nothing_is_an_error(factory: StoreFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    with factory.open("json") as opened:
+        two_nodes().invoke({"text": ""})
+        monkeypatch.setattr("json.loads", MagicMock())
+        with pytest.raises(StoreError) as caught:
+            opened.spans()
+        monkeypatch.undo()
+        assert names(opened) == RUN
+    assert str(caught.value).endswith(CHANGED)
+
+
+def test_an_environment_put_back_as_a_whole_is_swept(factory: StoreFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "theirs")
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
+    monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    was = state_of_mlflow()["environment"]
+    outlives = patch.dict(os.environ, clear=True)
+    with factory.open("cleared") as opened, dummy_key():
+        outlives.start()
+        two_nodes().invoke({"text": ""})
+        assert names(opened) == RUN
+        assert opened.traces()[0].info.experiment_id == opened.experiment_id
+    outlives.stop()
+    assert os.environ["MLFLOW_TRACKING_URI"] == opened.uri
+    factory.sweep()
+    assert state_of_mlflow()["environment"] == was
+    assert "GOOGLE_API_KEY" not in os.environ
+
+
+def test_a_dummy_key_that_is_put_back_is_swept_but_not_one_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    with dummy_key():
+        sweep_key()
+        assert os.environ["GOOGLE_API_KEY"] == DUMMY_KEY
+    os.environ["GOOGLE_API_KEY"] = DUMMY_KEY
+    sweep_key()
+    assert "GOOGLE_API_KEY" not in os.environ
+    monkeypatch.setenv("GOOGLE_API_KEY", "a key of somebody's")
+    with dummy_key():
+        pass
+    sweep_key()
+    assert os.environ["GOOGLE_API_KEY"] == "a key of somebody's"
+
+
+def test_a_run_that_was_deleted_is_no_error(factory: StoreFactory) -> None:
+    import mlflow
+
+    with factory.open("deleted"):
+        run = mlflow.start_run()
+        mlflow.delete_run(run.info.run_id)
+    assert mlflow.active_run() is None
+
+
+def test_without_a_plain_function_the_setters_are_still_answered(
+    factory: StoreFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    class Setter:
+        __module__ = "mlflow.tracking"
+
+        def __call__(self, uri: str) -> None:
+            raise AssertionError(uri)
+
+    setter = Setter()
+    monkeypatch.setattr(mlflow, "set_tracking_uri", setter)
+    with factory.open("setter") as opened:
+        outlives = pytest.MonkeyPatch()
+        mlflow.set_tracking_uri("sqlite:///prod.db")
+        outlives.setattr(mlflow, "set_tracking_uri", MagicMock())
+    assert mlflow.set_tracking_uri is setter
+    outlives.undo()
+    assert opened.requested == ("mlflow.set_tracking_uri('sqlite:///prod.db')",)
+    with pytest.raises(AssertionError, match=r"^sqlite:///later\.db$"):
+        mlflow.set_tracking_uri("sqlite:///later.db")
+
+
+# Traces that cannot be read.
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("not json", "Expecting value: line 1 column 1 (char 0)"),
+        ('{"a": 1}', "Failed to create a Span object from the given dictionary"),
+        ("[" * 100_000, "maximum recursion depth exceeded while decoding a JSON array from a unicode string"),
+    ],
+)
+def test_a_broken_row_names_its_trace(factory: StoreFactory, content: str, reason: str) -> None:
+    with factory.open("rows") as opened:
+        two_nodes().invoke({"text": ""})
+        two_nodes().invoke({"text": ""})
+        broken = opened.traces()[1].info.trace_id
+        with closing(sqlite3.connect(opened.path)) as connection:
+            connection.execute("UPDATE spans SET content = ? WHERE trace_id = ? AND name = 'write'", (content, broken))
+            connection.commit()
+        with pytest.raises(StoreError) as caught:
+            opened.traces()
+    # MLflow 3.9 raises errors of its own, later versions those of json.
+    text = re.sub(r"\w+(Error|Exception): ", "", str(caught.value))
+    assert text == f"the trace {broken} in {opened.path} cannot be read: {reason}{CHANGED}"
+    assert caught.value.__cause__ is None
+
+
+def test_an_attribute_that_cannot_be_decoded_names_its_span(factory: StoreFactory) -> None:
+    with factory.open("attributes") as opened:
+        two_nodes().invoke({"text": ""})
+        span_id = opened.spans()[3].span_id
+        with closing(sqlite3.connect(opened.path)) as connection:
+            (content,) = connection.execute("SELECT content FROM spans WHERE span_id = ?", (span_id,)).fetchone()
+            row = json.loads(content)
+            row["attributes"]["metadata"] = json.dumps({"langgraph_path": json.loads("[" * 600 + "]" * 600)})
+            connection.execute("UPDATE spans SET content = ? WHERE span_id = ?", (json.dumps(row), span_id))
+            connection.commit()
+        opened._spans = None
+        trace_id = opened.traces()[0].info.trace_id
+        with pytest.raises(StoreError) as caught:
+            opened.spans()
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(
+        f"the span 'write' ({span_id}) of the trace {trace_id} cannot be read: RecursionError: maximum recursion depth"
+    )
+    assert f"\n{second}" == CHANGED
+
+
+# A database that somebody holds.
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path) -> Iterator[StoreFactory]:
+    """A factory whose connections wait for a lock for a tenth of a second."""
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.1)
+    made = StoreFactory(tmp_path / "hurried", cache=cache)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["", "and a clock that was stopped"])
+def test_a_lock_is_an_error_of_keeping_and_of_reading(hurried: StoreFactory, stopped: bool, tmp_path: Path) -> None:
+    with hurried.open("guilty") as opened:
+        two_nodes().invoke({"text": ""})
+        with closing(sqlite3.connect(opened.path, isolation_level=None)) as holder:
+            holder.execute("BEGIN EXCLUSIVE")
+            patched = pytest.MonkeyPatch()
+            begun = time.perf_counter()
+            if stopped:
+                patched.setattr("time.monotonic", frozen)
+            with pytest.raises(StoreError) as copied:
+                hurried.database.copy_to(tmp_path / "copy.db", deadline=0.1)
+            with pytest.raises(StoreError) as read:
+                opened.spans()
+            with pytest.raises(StoreError) as restored:
+                hurried.database.restore("next", 5000, "file:///a", {}, deadline=0.1)
+            patched.undo()
+            assert time.perf_counter() - begun < 5
+        assert names(opened) == RUN
+    out = f"a transaction open on {opened.path}\n  Close every connection the test opens to the store."
+    assert str(copied.value) == f"the temporary MLflow store could not be copied within 0.1 s: guilty holds {out}"
+    assert str(read.value) == f"the temporary MLflow store could not be read within 0.1 s: guilty holds {out}"
+    assert str(restored.value) == f"the temporary MLflow store could not be emptied within 0.1 s: guilty left {out}"
+
+
+def test_a_copy_that_cannot_be_written_is_named(factory: StoreFactory, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with factory.open("copy") as opened:
+        with pytest.raises(StoreError) as caught:
+            opened.keep(tmp_path / "file")
+        (tmp_path / "folder" / "mlflow.db").mkdir(parents=True)
+        with pytest.raises(StoreError) as taken:
+            opened.keep(tmp_path / "folder")
+    assert str(caught.value).startswith(f"the temporary MLflow store cannot be copied to {tmp_path / 'file'}: ")
+    assert str(taken.value) == (
+        f"the temporary MLflow store cannot be copied to {tmp_path / 'folder' / 'mlflow.db'}: "
+        "unable to open database file"
+    )
+
+
+def test_a_database_without_its_tables_is_an_error(factory: StoreFactory) -> None:
+    with factory.open("tables") as opened:
+        with closing(sqlite3.connect(opened.path)) as connection:
+            connection.execute("PRAGMA foreign_keys = OFF")
+            connection.execute("DROP TABLE experiments")
+            connection.commit()
+        with pytest.raises(StoreError) as caught:
+            opened.spans()
+    assert str(caught.value) == (f"the temporary MLflow store {opened.path} cannot be read: no such table: experiments")
+
+
+# Failed writes, whatever the code does to logging.
+
+
+def no_more_spans(opened: MlflowStore) -> None:
+    with closing(sqlite3.connect(opened.path)) as connection:
+        connection.execute("CREATE TRIGGER no BEFORE INSERT ON spans BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
+        connection.commit()
+
+
+def reconfigured() -> None:
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": True, "root": {"level": "CRITICAL"}})
+
+
+def bare_loggers() -> None:
+    logger = logging.getLogger("mlflow.tracing.export.mlflow_v3")
+    logger.handlers.clear()
+    logger.filters.clear()
+    logger.setLevel(logging.CRITICAL + 1)
+
+
+@pytest.mark.parametrize(
+    "silence",
+    [reconfigured, bare_loggers, lambda: logging.disable(logging.CRITICAL)],
+    ids=["config", "bare", "disable"],
+)
+def test_failed_writes_are_seen_without_logging(factory: StoreFactory, silence: Callable[[], None]) -> None:
+    root = logging.getLogger()
+    loggers = [root, *(logger for logger in root.manager.loggerDict.values() if isinstance(logger, logging.Logger))]
+    kept = [(logger, logger.level, logger.disabled, list(logger.filters), list(logger.handlers)) for logger in loggers]
+    try:
+        with factory.open("broken") as opened:
+            silence()
+            no_more_spans(opened)
+            two_nodes().invoke({"text": ""})
+            errors = opened.export_errors
+            logging.disable(logging.NOTSET)
+    finally:
+        logging.disable(logging.NOTSET)
+        for logger, level, disabled, filters, handlers in kept:
+            logger.setLevel(level)
+            logger.disabled, logger.filters, logger.handlers = disabled, filters, handlers
+    assert len(errors) == 1
+    assert errors[0].startswith("Failed to log span to MLflow backend: ")
+    assert "disk is full" in errors[0]
+    assert opened.export_errors == errors
+
+
+def test_a_trace_that_mlflow_drops_without_a_word(factory: StoreFactory) -> None:
+    from mlflow.tracing.export import mlflow_v3
+
+    patched = pytest.MonkeyPatch()
+    with factory.open("spans") as opened:
+        patched.setattr(mlflow_v3.MlflowV3SpanExporter, "_collect_mlflow_spans_for_export", lambda *_: {})
+        two_nodes().invoke({"text": ""})
+        assert opened.export_errors == ("MLflow has dropped 5 of 5 spans: FakeGemini, LangGraph, research, write",)
+        patched.undo()
+    with factory.open("trace") as opened:
+        patched.setattr(mlflow_v3, "add_size_stats_to_trace_metadata", Mock(side_effect=TypeError("no size")))
+        two_nodes().invoke({"text": ""})
+        assert opened.export_errors == ("MLflow has dropped the trace LangGraph",)
+        patched.undo()
+    with factory.open("start") as opened:
+        patched.setattr("mlflow.tracing.client.TracingClient.start_trace", Mock(side_effect=OSError("no space")))
+        two_nodes().invoke({"text": ""})
+        assert opened.export_errors == ("Failed to send trace to MLflow backend: no space",)
+        patched.undo()
+
+
+def test_a_span_that_outlives_its_root_is_stored_or_reported(factory: StoreFactory) -> None:
+    import mlflow
+
+    with factory.open("late") as opened:
+        root = mlflow.start_span_no_context("root")
+        child = mlflow.start_span_no_context("child", parent_span=root)
+        root.end()
+        child.end()
+        if opened.export_errors:  # MLflow before 3.17 forgets a trace as soon as its root ends
+            assert opened.export_errors == ("MLflow has dropped 1 of 1 spans: child",)
+        else:
+            assert sorted(names(opened)) == ["child", "root"]
+
+
+def test_the_client_that_is_watched_is_there(factory: StoreFactory) -> None:
+    with factory.open("watched") as opened:
+        assert opened._session is not None
+        assert opened._session.watch is opened._session.target._client
+        assert opened._session.watch is not None
+
+
+def test_without_it_the_log_does(factory: StoreFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter.Watch, "over", lambda *_: None)
+    with factory.open("log") as opened:
+        no_more_spans(opened)
+        two_nodes().invoke({"text": ""})
+        assert len(opened.export_errors) == 1
+        assert opened.export_errors[0].startswith("Failed to log span to MLflow backend: ")
+    assert logging.getLogger("mlflow.tracing.export.mlflow_v3").level == logging.NOTSET
 
 
 # Another MLflow.

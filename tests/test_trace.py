@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pytest_agenttrace.calls import ToolCall
-from pytest_agenttrace.trace import SpanNotFound, Trace, inside, outer_of
+from pytest_agenttrace.execution import inside, outer_of
+from pytest_agenttrace.trace import SpanNotFound, Trace
 from pytest_agenttrace.usage import UnknownTokens, Usage, UsageUnknown
 from tests.handmade import Run, built, call, tokens
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import pytest_agenttrace.wire as wire
 from pytest_agenttrace.calls import Caller, Endpoint, ToolCall
 from pytest_agenttrace.usage import Usage
 from pytest_agenttrace.wire import (
@@ -125,6 +126,20 @@ def test_bodies_are_unpacked_whatever_the_headers_say() -> None:
 )
 def test_a_body_that_only_looks_packed_is_left_alone(body: bytes) -> None:
     assert decode_body(body) == body
+
+
+def test_gzip_may_have_several_parts_and_zeros_behind_them() -> None:
+    packed = gzip.compress(b"one ", mtime=0) + gzip.compress(b"two", mtime=0)
+    assert decode_body(packed + b"\0" * 9) == b"one two"
+    assert decode_body(packed + b"x") == packed + b"x"
+
+
+def test_a_body_that_unfolds_beyond_measure_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_UNPACKED", 1_000)
+    small, large = gzip.compress(b"a" * 1_000, mtime=0), zlib.compress(b"a" * 1_001)
+    assert decode_body(small) == b"a" * 1_000
+    assert decode_body(large) == large
+    assert decode_body(small + small) == small + small
 
 
 def test_text_with_a_lone_surrogate_is_a_body_too() -> None:
@@ -293,6 +308,14 @@ def test_a_reply_can_be_an_object_an_array_or_nothing_of_the_kind() -> None:
         ),
         ({"promptTokenCount": 8}, Usage(8, 0, 8)),
         ({"promptTokenCount": 8, "candidatesTokenCount": 2, "totalTokenCount": 0}, Usage(8, 2, 10)),
+        ({"promptTokenCount": 8, "candidatesTokenCount": None, "totalTokenCount": 8}, Usage(8, 0, 8)),
+        ({"promptTokenCount": 8, "candidatesTokenCount": None, "totalTokenCount": 10}, Usage(8, None, 10)),
+        (
+            {"promptTokenCount": 8, "thoughtsTokenCount": 5, "totalTokenCount": 20},
+            Usage(8, None, 20, thoughts_tokens=5),
+        ),
+        # Of a count that is there nothing is doubted.
+        ({"promptTokenCount": 8, "candidatesTokenCount": 2, "totalTokenCount": 99}, Usage(8, 2, 99)),
         ({"promptTokenCount": 8, "thoughtsTokenCount": 5, "totalTokenCount": 13}, Usage(8, 5, 13, thoughts_tokens=5)),
         ({"promptTokenCount": 0, "totalTokenCount": 0}, Usage(0, 0, 0)),
         ({"candidatesTokenCount": 2}, Usage(None, 2, None)),

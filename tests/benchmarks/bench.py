@@ -149,7 +149,7 @@ def traced(cassette: Path, folder: Path) -> Round:
         with ExitStack() as stack:
             store = stack.enter_context(factory.open("bench"))
             clock.lap("open store")
-            with open_cassette(cassette, owner=store.owns_current_thread) as tape:
+            with open_cassette(cassette) as tape:
                 trace = AgentTrace(store, tape)
                 clock.lap("open cassette")
                 app.invoke(QUESTION)
@@ -342,6 +342,95 @@ def store_times(folder: Path) -> Times:
     return clock.laps
 
 
+# Exchanges: what one costs in a cassette of few and of many.
+
+
+SIZES = (10, 1_000, 10_000)
+NEAREST_KB = 18
+
+
+def write_cassette(path: Path, count: int) -> None:
+    """As a recording writes it, one exchange in `count` variations: writing all of them would take longest."""
+    from pytest_agenttrace.replay.cassette import Interaction, save_cassette
+
+    reply = b'{"candidates": [{"content": {"parts": [{"text": "answer NUMBER"}], "role": "model"}}]}'
+    headers = {"content-type": ["application/json"], "date": ["Fri, 01 Aug 2025 12:00:00 GMT"]}
+    save_cassette(path, [Interaction("POST", EXCHANGE_URL, exchange_body("NUMBER"), 200, reply, "OK", {}, headers)], {})
+    head, mark, one = path.read_text().partition("interactions:\n")
+    with path.open("w") as file:
+        file.write(head + mark)
+        for number in range(count):
+            file.write(one.replace("NUMBER", str(number)))
+
+
+EXCHANGE_URL = f"https://generativelanguage.googleapis.com/v1beta/models/{MODEL}:generateContent"
+
+
+def exchange_body(number: object, words: int = 100) -> bytes:
+    text = f"{'word ' * words}{number}{' and more' * words}"
+    return f'{{"contents": [{{"role": "user", "parts": [{{"text": "{text}"}}]}}]}}'.encode()
+
+
+def exchange_times(folder: Path) -> dict[int, Times]:
+    """Microseconds of an exchange: to load it, and to replay it through httpx, in shuffled order; medians."""
+    import random
+
+    import httpx
+
+    from pytest_agenttrace.replay import open_cassette
+    from pytest_agenttrace.replay.matching import read_recordings
+
+    found: dict[int, Times] = {}
+    with httpx.Client() as client:
+        for count in SIZES:
+            laps: list[tuple[float, float]] = []
+            numbers = random.Random(count).sample(range(count), count)
+            for again in range(max(3, min(30, 3_000 // count))):
+                path = folder / f"{count}-{again}.yaml"  # a name of its own: nothing is parsed yet
+                write_cassette(path, count)
+                start = time.perf_counter()
+                read_recordings(path)
+                loaded = time.perf_counter()
+                with open_cassette(path) as tape:
+                    opened = time.perf_counter()
+                    for number in numbers:
+                        client.post(EXCHANGE_URL, content=exchange_body(number))
+                    replayed = time.perf_counter()
+                laps.append((loaded - start, replayed - opened))
+                if tape.unused or len(tape.calls) != count:
+                    raise RuntimeError("an exchange was lost")
+            load, replay = (statistics.median(times) * 1e6 / count for times in zip(*laps, strict=True))
+            found[count] = {"load": load, "replay": replay}
+    return found
+
+
+def nearest_time(count: int) -> float:
+    """Milliseconds to word the miss of a request among `count` of 18 KB; of three the median."""
+    from pytest_agenttrace.replay.matching import Recorded, Recordings, read_request
+
+    words = NEAREST_KB * 1024 // 14
+    asked = [read_request("POST", EXCHANGE_URL, exchange_body(number, words)) for number in range(count)]
+    entries = [Recorded(number, one, 200, "OK", {}, b"{}", None, None) for number, one in enumerate(asked, 1)]
+    tape, times = Recordings(entries, "body"), []
+    for number in (3, count // 2, count - 3):
+        changed = exchange_body(f"{number} but once", words)
+        start = time.perf_counter()
+        said, _ = tape.nearest(read_request("POST", EXCHANGE_URL, changed))
+        times.append((time.perf_counter() - start) * 1000)
+        if said is None or "differs at contents" not in said:
+            raise RuntimeError(f"the nearest was not found: {said}")
+    return statistics.median(times)
+
+
+def print_exchanges(exchanges: Mapping[int, Times], nearest: float) -> None:
+    first, last = SIZES[0], SIZES[-1]
+    say("\nan exchange in a cassette of that many, microseconds, medians")
+    for name in ("load", "replay"):
+        row = "".join(f"{count:>9,}: {exchanges[count][name]:>7,.0f}" for count in SIZES)
+        say(f"  {name:<8}{row}    {last:,} / {first} = {exchanges[last][name] / exchanges[first][name]:.2f}")
+    say(f"  the nearest of {last:,} requests of {NEAREST_KB} KB, milliseconds: {nearest:,.0f}")
+
+
 # The report.
 
 
@@ -360,6 +449,7 @@ def main() -> None:
                     ways["c"].run()
         print_ways(ways)
         print_fixed(ways, store_times(folder))
+        print_exchanges(exchange_times(folder), nearest_time(SIZES[-1]))
     say(f"\n{time.perf_counter() - start:.0f} s, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 

@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import yaml
+
+from pytest_agenttrace.replay.reading import CassetteError, Checked, fail, kind_of, read_document, shown_path
 
 __all__ = [
     "CassetteError",
@@ -40,26 +42,27 @@ VERSION = 1
 FORMAT = 1
 # Headers that are written; all others stay out, keys and cookies among them.
 REQUEST_HEADERS = frozenset({"content-type"})
-REPLY_HEADERS = frozenset({"content-type", "date", "retry-after"})
-SECRET_PARAMETERS = frozenset({"key", "access_token"})
+# The last two lead a client through an upload.
+REPLY_HEADERS = frozenset({"content-type", "date", "retry-after", "x-goog-upload-url", "x-goog-upload-status"})
+SECRET_PARAMETERS = frozenset(
+    {"key", "access_token", "api_key", "api-key", "apikey", "subscription-key", "token", "client_secret", "password"}
+)
 
-_RESTORE = "Restore the file, or delete it and record again with --agenttrace-record."
 _NAME_LIMIT = 120
-# Values in a body that is stored as an object; real ones hold some thousands.
-_BODY_LIMIT = 1_000_000
+# Seconds a call may have taken: a day. More is a slip of the pen.
+_LONGEST = 86_400
 _ILLEGAL = re.compile(r"[^A-Za-z0-9._=+,@ ()\[\]-]")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 # JSON may hold these as they are, YAML would fold or refuse them.
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 
 
-class CassetteError(Exception):
-    """A cassette that cannot be used; the message starts with `path`, `path:line` or `path:line:column`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """One recorded exchange. `body` and `reply` are as stored, still compressed where the file has them so."""
+    """One recorded exchange. `body` and `reply` are as stored, still compressed where the file has them so.
+
+    `node` is the one that asked; `teardown` says that a fixture did, after the test's body had ended.
+    """
 
     method: str
     uri: str
@@ -70,6 +73,8 @@ class Interaction:
     request_headers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     reply_headers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     duration: float | None = None
+    node: str | None = None
+    teardown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +84,6 @@ class CassetteFile:
     interactions: tuple[Interaction, ...]
     recorded: datetime | None = None
     origin: str | None = None
-
-
-def shown_path(path: Path) -> str:
-    """The path as a user would type it: relative to the working directory where it lies below it."""
-    with suppress(ValueError, OSError):
-        return path.absolute().relative_to(Path.cwd()).as_posix()
-    return str(path)
 
 
 # Names
@@ -123,180 +121,109 @@ def cassette_path(root: Path, folder: str, module: str, name: str) -> Path:
 # Loading
 
 
-def _fail(
-    path: Path, problem: str, line: int | None = None, column: int | None = None, out: str = _RESTORE
-) -> NoReturn:
-    place = "".join(f":{number}" for number in (line, column) if number is not None)
-    raise CassetteError(f"{shown_path(path)}{place}: {problem}. {out}") from None
+def _headers(found: Checked | None) -> dict[str, list[str]]:
+    if found is None or found.value is None:
+        return {}
+    return {name: _values(value) for name, value in found.items()}
 
 
-def _read_text(path: Path) -> str:
+def _values(found: Checked) -> list[str]:
+    if not isinstance(found.value, list):
+        return [found.words()]
+    return [Checked(found.path, found.node, value, found.name).words() for value in found.value]
+
+
+def _uri(found: Checked) -> str:
+    text = found.text()
     try:
-        data = path.read_bytes()
-    except IsADirectoryError:
-        _fail(path, "a directory, not a cassette", out="Name a file, or move the directory away.")
-    except OSError as error:
-        _fail(path, f"cannot be read: {error.strerror or error}", out="Make it readable, or name another file.")
-    if not data.strip():
-        _fail(path, "an empty file, not a cassette")
-    if (nul := data.find(b"\0")) >= 0:
-        _fail(path, f"not text: NUL at byte {nul}", data.count(b"\n", 0, nul) + 1)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        _fail(path, f"not UTF-8 text: 0x{data[error.start]:02x} at byte {error.start}", line)
+        parts = urlsplit(text)
+        _ = parts.hostname, parts.port
+    except ValueError as error:
+        found.fail(f"{found.name} is no URL: {error}")
+    return text
 
 
-class _Checked:
-    """A parsed value beside its YAML node, so that a complaint can name the line."""
-
-    def __init__(self, path: Path, node: Any, value: Any, name: str) -> None:
-        self.path, self.node, self.value, self.name = path, node, value, name
-
-    def fail(self, problem: str, out: str = _RESTORE) -> NoReturn:
-        _fail(self.path, problem, self.node.start_mark.line + 1, out=out)
-
-    def mapping(self) -> _Checked:
-        if not isinstance(self.value, dict):
-            self.fail(f"{self.name} is {_kind(self.value)}, not a mapping")
-        return self
-
-    def get(self, key: str) -> _Checked | None:
-        if key not in self.mapping().value:
-            return None
-        # An alias or a merge key has no node of its own here: the parent's line is near enough.
-        node = next((v for k, v in self.node.value if getattr(k, "value", None) == key), self.node)
-        return _Checked(self.path, node, self.value[key], f"{self.name}.{key}" if self.name else key)
-
-    def need(self, key: str) -> _Checked:
-        found = self.get(key)
-        if found is None:
-            self.fail(f"{self.name or 'the cassette'} has no {key!r}")
-        return found
-
-    def text(self) -> str:
-        if not isinstance(self.value, str):
-            self.fail(f"{self.name} is {_kind(self.value)}, not text")
-        return self.value
-
-    def body(self) -> bytes:
-        """Text, bytes or nothing; an object is what vcrpy's stubs keep of `json=`."""
-        value = self.value
-        if value is None or isinstance(value, bytes):
-            return value or b""
-        if isinstance(value, dict | list):
-            if _size(value, {}) > _BODY_LIMIT:
-                self.fail(f"{self.name} unfolds to more than {_BODY_LIMIT:,} values: its aliases repeat each other")
-            try:
-                value = json.dumps(value)
-            except (TypeError, ValueError, RecursionError):
-                self.fail(f"{self.name} holds what JSON cannot")
-        if not isinstance(value, str):
-            self.fail(f"{self.name} is {_kind(value)}, not text")
-        return value.encode("utf-8", "surrogatepass")
+def _status(found: Checked) -> int:
+    code: Any = found.value
+    if not isinstance(code, int) or isinstance(code, bool):
+        found.fail(f"{found.name} is {kind_of(code)}, not an HTTP status")
+    if not 100 <= code <= 999:
+        found.fail(f"{found.name} is {code}, not an HTTP status: 100 to 999")
+    return code
 
 
-def _size(value: Any, known: dict[int, int]) -> int:
-    """How many values an object holds once its aliases are written out; each is counted once."""
-    if not isinstance(value, dict | list):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = 0  # an alias of itself: json refuses it
-        parts = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
-    return known[id(value)]
+def _seconds(found: Checked | None) -> float | None:
+    if found is None or found.value is None:
+        return None
+    value: Any = found.value
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        found.fail(f"{found.name} is {kind_of(value)}, not a number of seconds")
+    if not 0 <= value < _LONGEST:
+        found.fail(f"{found.name} is {value}, not a number of seconds")
+    return float(value)
 
 
-def _kind(value: Any) -> str:
-    names: dict[type, str] = {dict: "a mapping", list: "a list", str: "text", bytes: "bytes", type(None): "nothing"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
-
-
-def _parse(path: Path, text: str) -> _Checked:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
-    try:
-        node = loader.get_single_node()
-        value = loader.construct_document(node) if node is not None else None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = (mark.line + 1, mark.column + 1) if mark is not None else (None, None)
-        _fail(path, f"not a YAML cassette: {error.problem or error.context}", *place)
-    except yaml.reader.ReaderError as error:
-        _fail(path, f"not a YAML cassette: {error.reason}", text.count("\n", 0, error.position) + 1)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # ValueError: a plain scalar that looks like a date and is none, `2026-13-45`.
-        _fail(path, f"not a YAML cassette: {str(error).splitlines()[0]}")
-    finally:
-        loader.dispose()
-    if not isinstance(value, dict):
-        _fail(path, f"{_kind(value)}, not a cassette", 1)
-    return _Checked(path, node, value, "")
-
-
-def _headers(found: _Checked | None) -> dict[str, list[str]]:
-    values = found.mapping().value if found is not None and found.value is not None else {}
-    return {str(k): [str(item) for item in (v if isinstance(v, list) else [v])] for k, v in values.items()}
-
-
-def _interaction(found: _Checked) -> Interaction:
+def _interaction(found: Checked) -> Interaction:
     request, response = found.mapping().need("request").mapping(), found.need("response").mapping()
-    status = response.need("status")
-    code = status.mapping().need("code")
-    if not isinstance(code.value, int):
-        code.fail(f"{code.name} is no number")
+    status = response.need("status").mapping()
     body, reply, extra = request.get("body"), response.need("body"), found.get("agenttrace")
     string = reply.get("string") if reply.value is not None else None
     if string is None and reply.value:
         reply.fail(f"{reply.name} has no 'string'")
-    duration = extra.mapping().value.get("duration") if extra is not None else None
+    reason = status.get("message")
     return Interaction(
         method=request.need("method").text().upper(),
-        uri=request.need("uri").text(),
+        uri=_uri(request.need("uri")),
         body=body.body() if body is not None else b"",
-        status=code.value,
+        status=_status(status.need("code")),
         reply=string.body() if string is not None else b"",
-        reason=str(status.value.get("message") or ""),
+        reason=reason.words() if reason is not None else "",
         request_headers=_headers(request.get("headers")),
         reply_headers=_headers(response.get("headers")),
-        duration=float(duration) if isinstance(duration, int | float) else None,
+        duration=_seconds(extra.mapping().get("duration")) if extra is not None else None,
+        node=node.text() if extra is not None and (node := extra.get("node")) is not None else None,
+        teardown=extra is not None and (flag := extra.get("teardown")) is not None and flag.value is True,
     )
 
 
-def _version(found: _Checked | None, known: int, what: str) -> None:
-    if found is not None and found.value != known:
+def _version(found: Checked | None, known: int, what: str) -> None:
+    if found is not None and (isinstance(found.value, bool) or found.value != known):
         out = "Upgrade pytest-agenttrace, or record again with --agenttrace-record into another file."
-        found.fail(f"{what} {found.value!r} of the cassette format; this version reads {known}", out)
+        value = repr(found.value) if type(found.value) in (int, float, str) else kind_of(found.value)
+        found.fail(f"{what} {value} of the cassette format; this version reads {known}", out)
 
 
-def _recorded(value: Any) -> datetime | None:
+def _recorded(found: Checked | None) -> datetime | None:
+    if found is None or found.value is None:
+        return None
+    value = found.value
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            return None
+            found.fail(f"{found.name} is {value!r}, not a date and time")
     if not isinstance(value, datetime):
-        return None
+        found.fail(f"{found.name} is {kind_of(value)}, not a date and time")
     return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
 
 
 def load_cassette(path: Path) -> CassetteFile:
-    """Read and check a cassette. Raises `CassetteError` for whatever is not one, also for a missing file."""
-    root = _parse(path, _read_text(path))
+    """Read and check a cassette. Raises `CassetteError` for whatever is not one, also for a missing file. Keys it does
+    not know are passed over."""
+    interactions: list[Interaction] = []
+    document = read_document(path, "interactions", lambda found: interactions.append(_interaction(found)))
+    root = document.root
     _version(root.get("version"), VERSION, "version")
     extra = root.get("agenttrace")
-    meta = extra.mapping().value if extra is not None else {}
     if extra is not None:
-        _version(extra.get("format"), FORMAT, "agenttrace.format")
-    listed = root.need("interactions")
-    if not isinstance(listed.value, list):
-        listed.fail(f"interactions is {_kind(listed.value)}, not a list")
-    interactions = tuple(
-        _interaction(_Checked(path, node, value, f"interaction {number}"))
-        for number, (node, value) in enumerate(zip(listed.node.value, listed.value, strict=True), 1)
-    )
-    origin = meta.get("origin")
-    return CassetteFile(interactions, _recorded(meta.get("recorded")), origin if isinstance(origin, str) else None)
+        _version(extra.mapping().get("format"), FORMAT, "agenttrace.format")
+    if document.problem is not None:
+        raise document.problem
+    if (listed := root.need("interactions")).value != []:
+        listed.fail(f"interactions is {kind_of(listed.value)}, not a list")
+    recorded, origin = (extra.get(key) if extra is not None else None for key in ("recorded", "origin"))
+    said = origin.value if origin is not None and isinstance(origin.value, str) else None
+    return CassetteFile(tuple(interactions), _recorded(recorded), said)
 
 
 def reply_time(headers: Mapping[str, Sequence[str]]) -> datetime | None:
@@ -373,9 +300,12 @@ def _stored(interaction: Interaction) -> dict[str, Any]:
             "body": {"string": _readable(interaction.reply)},
         },
     }
+    facts: dict[str, Any] = {"node": interaction.node} if interaction.node is not None else {}
     if interaction.duration is not None:
-        stored["agenttrace"] = {"duration": round(interaction.duration, 3)}
-    return stored
+        facts["duration"] = round(interaction.duration, 3)
+    if interaction.teardown:
+        facts["teardown"] = True
+    return {**stored, "agenttrace": facts} if facts else stored
 
 
 def check_writable(path: Path) -> None:
@@ -388,7 +318,7 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         out = "Make it writable, or name another cassette."
-        _fail(folder, f"no cassette can be written here: {error.strerror or error}", out=out)
+        fail(folder, f"no cassette can be written here: {error.strerror or error}", out=out)
 
 
 def save_cassette(path: Path, interactions: Iterable[Interaction], meta: Mapping[str, Any]) -> None:
@@ -409,4 +339,4 @@ def save_cassette(path: Path, interactions: Iterable[Interaction], meta: Mapping
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        _fail(path, f"cannot be written: {error.strerror or error}", out="Nothing was overwritten.")
+        fail(path, f"cannot be written: {error.strerror or error}", out="Nothing was overwritten.")

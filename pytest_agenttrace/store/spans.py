@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pytest_agenttrace.trace import Span
+from pytest_agenttrace.execution import Span
 from pytest_agenttrace.usage import Usage
 
 __all__ = ["read_span"]

@@ -13,13 +13,14 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from sqlite3 import connect  # held here: a test may replace it on the module
 from typing import Any
 
-from pytest_agenttrace.mlflow_state import muted
+from pytest_agenttrace.store.mlflow_state import muted
 
 __all__ = ["Database", "StoreError", "cache_directory", "store_uri"]
 
@@ -28,6 +29,10 @@ EXPERIMENT = "pytest-agenttrace"
 # Raised when the template's own content changes; MLflow's version is in the name beside it.
 _FORMAT = 1
 _BUILD_SECONDS = 120.0
+# Between two tries to copy a database that is in use.
+_PAUSE = 0.02
+# How long a statement waits for a lock. MLflow's own connections wait for 20.
+_BUSY_SECONDS = 5.0
 
 
 class StoreError(Exception):
@@ -35,9 +40,18 @@ class StoreError(Exception):
 
 
 def cache_directory() -> Path:
-    """Where this user's caches are: XDG_CACHE_HOME, LOCALAPPDATA on Windows, else ~/.cache."""
-    given = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    return (Path(given) if given else Path.home() / ".cache") / "pytest-agenttrace"
+    """Where this user's caches are: XDG_CACHE_HOME, LOCALAPPDATA on Windows, else ~/.cache; for a user
+    without a home, a folder among the temporary files. Relative paths are passed over, as the XDG Base
+    Directory Specification asks."""
+    given = Path(os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", ""))
+    if given.is_absolute():
+        return given / "pytest-agenttrace"
+    with contextlib.suppress(RuntimeError):
+        home = Path.home()
+        if home.is_absolute():
+            return home / ".cache" / "pytest-agenttrace"
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    return Path(tempfile.gettempdir()).absolute() / f"pytest-agenttrace-{user}"
 
 
 def store_uri(path: Path) -> str:
@@ -69,23 +83,24 @@ class Database:
         still in a transaction when it passes.
         """
         self._prepare(experiment_id, artifacts, more)
-        start = time.monotonic()
-
-        def give_up_late(_status: int, _remaining: int, _total: int) -> None:
-            if time.monotonic() - start > deadline:
-                raise TimeoutError
-
         try:
-            self._template.backup(self._live, progress=give_up_late, sleep=0.02)
+            # The busy timeout would count for each try.
+            self._live.execute("PRAGMA busy_timeout = 0")
+            _copy(self._template, self._live, deadline)
         except TimeoutError:
-            user = f"{self._holder} left" if self._holder else "somebody has"
-            raise StoreError(
-                f"the temporary MLflow store could not be emptied within {deadline:g} s: {user} a "
-                f"transaction open on {self.path}\n  Close every connection the test opens to the store."
-            ) from None
+            raise self._in_use("emptied", deadline, "left") from None
         except sqlite3.Error as error:
-            raise StoreError(f"the temporary MLflow store {self.path} cannot be written: {error}") from error
+            raise StoreError(f"the temporary MLflow store {self.path} cannot be written: {error}") from None
+        finally:
+            _set_busy_timeout(self._live)
         self._holder = holder
+
+    def _in_use(self, done: str, deadline: float, verb: str) -> StoreError:
+        user = f"{self._holder} {verb}" if self._holder else "somebody has"
+        return StoreError(
+            f"the temporary MLflow store could not be {done} within {deadline:g} s: {user} a "
+            f"transaction open on {self.path}\n  Close every connection the test opens to the store."
+        )
 
     def _prepare(self, experiment_id: int, artifacts: str, more: Mapping[int, str]) -> None:
         """Set the experiments in memory, so that the live file changes in one step."""
@@ -95,19 +110,48 @@ class Database:
         self._template.execute("UPDATE experiments SET artifact_location = ? || '/' || experiment_id", (artifacts,))
 
     def experiments(self) -> dict[int, str]:
-        """The experiments in the live file by id, and their names."""
-        rows = self._live.execute("SELECT experiment_id, name FROM experiments").fetchall()
-        return {int(number): name for number, name in rows}
+        """The experiments in the live file by id, and their names. StoreError where it cannot be read."""
+        try:
+            rows = self._live.execute("SELECT experiment_id, name FROM experiments").fetchall()
+            return {int(number): name for number, name in rows}
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise StoreError(f"the temporary MLflow store {self.path} cannot be read: {error}") from None
+            raise self._in_use("read", _BUSY_SECONDS, "holds") from None
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            raise StoreError(f"the temporary MLflow store {self.path} cannot be read: {error}") from None
 
-    def copy_to(self, target: Path) -> None:
-        """Copy the live file, as its last committed transaction left it."""
-        with closing(sqlite3.connect(target)) as copy:
-            self._live.backup(copy)
+    def copy_to(self, target: Path, deadline: float = 10.0) -> None:
+        """Copy the live file, as its last committed transaction left it. StoreError after `deadline` seconds."""
+        try:
+            with closing(connect(target)) as copy:
+                _copy(self._live, copy, deadline)
+        except TimeoutError:
+            raise self._in_use("copied", deadline, "holds") from None
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"the temporary MLflow store cannot be copied to {target}: {error}") from None
+
+
+def _copy(source: sqlite3.Connection, target: sqlite3.Connection, deadline: float) -> None:
+    """SQLite's backup, which by itself tries for ever; TimeoutError after `deadline` seconds.
+
+    Counts its own pauses: a test may have stopped the clock.
+    """
+    tries = 0
+
+    def give_up_late(_status: int, _remaining: int, _total: int) -> None:
+        nonlocal tries
+        tries += 1
+        if tries * _PAUSE > deadline:
+            raise TimeoutError
+
+    source.backup(target, progress=give_up_late, sleep=_PAUSE)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     """A connection without implicit transactions and without durability: the file is temporary."""
-    connection = sqlite3.connect(path, timeout=0.1, isolation_level=None, check_same_thread=False)
+    connection = connect(path, isolation_level=None, check_same_thread=False)
+    _set_busy_timeout(connection)
     without_durability(connection)
     return connection
 
@@ -117,6 +161,10 @@ def without_durability(connection: Any, _record: object = None) -> None:
     cursor.execute("PRAGMA synchronous=OFF")
     cursor.execute("PRAGMA journal_mode=MEMORY")
     cursor.close()
+
+
+def _set_busy_timeout(connection: sqlite3.Connection) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
 
 
 def _add_experiment(connection: sqlite3.Connection, number: int, name: str) -> None:
@@ -151,9 +199,9 @@ def _read(path: Path) -> sqlite3.Connection | None:
     """A database in memory; None where the file is absent, broken or not a template."""
     if not path.is_file():
         return None
-    memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    memory = connect(":memory:", isolation_level=None, check_same_thread=False)
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as stored:
+        with closing(connect(f"{path.as_uri()}?mode=ro", uri=True)) as stored:
             stored.backup(memory)
         whole = memory.execute("PRAGMA quick_check").fetchone() == ("ok",)
         ready = memory.execute("SELECT count(*) FROM experiments WHERE name = ?", (EXPERIMENT,)).fetchone() == (1,)
@@ -175,13 +223,13 @@ def _one_builder(cache: Path) -> Iterator[None]:
         except ImportError:  # Windows: building twice is slow, not wrong
             yield
             return
-        start = time.monotonic()
-        while time.monotonic() - start < _BUILD_SECONDS:
+        clock = threading.Event()  # never set: a test may have replaced `time.sleep`, and stopped the clock
+        for _ in range(int(_BUILD_SECONDS / 0.05)):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                time.sleep(0.05)
+                clock.wait(0.05)
         yield
 
 

@@ -6,21 +6,26 @@ mlflow. Tried with MLflow 3.9 and 3.17.
 
 from __future__ import annotations
 
-import os
+import contextlib
+import dataclasses
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from os import environ  # held here: a test may replace it on the module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pytest_agenttrace.database import EXPERIMENT, Database, StoreError, cache_directory, without_durability
-from pytest_agenttrace.exporter import Exporter, Session, Threads
-from pytest_agenttrace.mlflow_state import Autolog, direct, muted, set_aside, sweep
-from pytest_agenttrace.redirect import Redirect, after_import, mask, put_in_force
-from pytest_agenttrace.spans import read_span
-from pytest_agenttrace.trace import Span
+from pytest_agenttrace.environment import sweep_key
+from pytest_agenttrace.execution import Span
+from pytest_agenttrace.store.database import EXPERIMENT, Database, StoreError, cache_directory, without_durability
+from pytest_agenttrace.store.exporter import Exporter, Session
+from pytest_agenttrace.store.mlflow_state import CLIENT, Autolog, direct, genuine, muted, set_aside, sweep
+from pytest_agenttrace.store.redirect import Redirect, after_import, mask, put_in_force
+from pytest_agenttrace.store.spans import read_span
+from pytest_agenttrace.threads import THREADS
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
@@ -67,7 +72,7 @@ class MlflowStore:
         requests = list(self._factory.import_requests)
         if self._redirect is not None:
             requests += self._redirect.requests
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        uri = environ.get("MLFLOW_TRACKING_URI")
         if uri != self.uri:
             change = "del os.environ['MLFLOW_TRACKING_URI']"
             if uri is not None:
@@ -89,7 +94,7 @@ class MlflowStore:
 
     def owns_current_thread(self) -> bool:
         """Whether the calling thread is this test's, and not left behind by an earlier one."""
-        return not self._closed and self._factory.threads.owns_current()
+        return not self._closed and THREADS.owns_current()
 
     def drain(self, timeout: float = 30.0) -> None:
         """Wait until every span that has ended is stored. StoreError after `timeout` seconds."""
@@ -103,7 +108,7 @@ class MlflowStore:
                 raise StoreError(f"the MLflow store of {self._name} is closed: read it inside the test")
             return list(self._traces)
         self.drain()
-        self._traces = tuple(_read_traces(self.uri, self._factory.database))
+        self._traces = tuple(_read_traces(self._factory.client(), self._factory.database))
         return list(self._traces)
 
     def spans(self) -> tuple[Span, ...]:
@@ -111,7 +116,7 @@ class MlflowStore:
         if self._closed:
             if self._spans is None:
                 self.traces()  # raises, or there is something to convert
-                self._spans = 0, _flat(self._traces or ())
+                self._spans = 0, self._placed(_flat(self._traces or ()))
             return self._spans[1]
         self.drain()
         session = self._session
@@ -122,9 +127,15 @@ class MlflowStore:
         open_spans = _open_spans(session) if session is not None else ()
         running = {span.trace_id for span in open_spans}
         stored = [span for span in _flat(self.traces()) if span.trace_id not in running]
-        spans = (*stored, *open_spans)
+        spans = self._placed((*stored, *open_spans))
         self._spans = generation, spans
         return spans
+
+    def _placed(self, spans: tuple[Span, ...]) -> tuple[Span, ...]:
+        origins = self._session.origins if self._session is not None else {}
+        if not origins:
+            return spans
+        return tuple(dataclasses.replace(span, origin=origins.get(span.span_id)) for span in spans)
 
     def keep(self, directory: Path | None = None) -> Path:
         """Copy the database, by default beside the artifacts; returns the copy. Artifact locations in
@@ -133,7 +144,10 @@ class MlflowStore:
             raise StoreError(f"the MLflow store of {self._name} is closed: its database has been reused")
         self.drain()
         directory = self.artifacts.parent if directory is None else directory
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the temporary MLflow store cannot be copied to {directory}: {error}") from None
         copy = directory / "mlflow.db"
         if copy == self.path:
             copy = directory / "mlflow-kept.db"
@@ -158,13 +172,13 @@ class StoreFactory:
         self._cache = (cache_directory() if cache is None else Path(cache)).absolute()
         self._database: Database | None = None
         self._store: Any = None
+        self._client: Any = None
         self._exporter: Exporter | None = None
         self._current: str | None = None
         self._experiment_id = _STRIDE * (100_000 + secrets.randbelow(900_000))
         self._folders: set[str] = set()
         self._import_experiments: dict[int, str] = {}
         self.import_requests: list[str] = []
-        self.threads = Threads()
 
     @property
     def database(self) -> Database:
@@ -180,9 +194,11 @@ class StoreFactory:
         store has set to the store's own values."""
         if self._current is None:
             sweep()
+            sweep_key()
 
     def close(self) -> None:
         """Close the connections this process has to its database."""
+        self._client = None
         if self._store is not None:
             self._store.engine.dispose()
             self._store = None
@@ -197,6 +213,11 @@ class StoreFactory:
         """An empty store under MLflow's global state; afterwards that state is as it was before."""
         if self._current is not None:
             raise StoreError(f"{name}: the temporary MLflow store is already open for {self._current}")
+        if (stranger := _stranger()) is not None:
+            raise StoreError(
+                f"{name}: sys.modules['mlflow'] is a {stranger}: put it there for less than the whole test, or leave "
+                "this test without the fixture"
+            )
         self._experiment_id += _STRIDE
         artifacts = self._folder(name) / "artifacts"
         with ExitStack() as stack:
@@ -206,17 +227,19 @@ class StoreFactory:
                 store = MlflowStore(self, name, self._experiment_id, artifacts)
                 self._current = name
                 stack.callback(self._let_go)
-                self._enter(stack, store, autolog, run_tracer_inline)
+                try:
+                    self._enter(stack, store, autolog, run_tracer_inline)
+                except LookupError as error:
+                    raise StoreError(str(error)) from None
             stack.callback(store._close)
             yield store
 
     def _enter(
         self, stack: ExitStack, store: MlflowStore, autolog: Sequence[str], run_tracer_inline: bool | None
     ) -> None:
-        self.threads.open()
+        stack.enter_context(THREADS.following())
         exporter = self._own_exporter()
         provider = exporter.provider if exporter is not None else None
-        stack.callback(self.threads.close)
         stack.enter_context(set_aside(self.database.uri, store.experiment_id, provider))
         self._tracking_store(store.artifacts)
         if exporter is not None:
@@ -224,10 +247,13 @@ class StoreFactory:
         store._redirect = stack.enter_context(Redirect(store.uri, store.experiment_id, provider))
         store._autolog = Autolog(autolog, run_tracer_inline)
         stack.callback(store._autolog.close)
-        try:
-            store._autolog.start()
-        except LookupError as error:
-            raise StoreError(str(error)) from None
+        store._autolog.start()
+
+    def client(self) -> Any:
+        """MLflow's client of this store, held since it was first opened: a test may replace its class."""
+        if self._client is None:
+            self._client = genuine("MlflowClient", *CLIENT)(tracking_uri=self.database.uri)
+        return self._client
 
     def _let_go(self) -> None:
         self._current = None
@@ -251,7 +277,7 @@ class StoreFactory:
         """The exporter of this process; None where this MLflow must be left to its own."""
         if self._exporter is None and direct():
             try:
-                self._exporter = Exporter(self.database.uri, self.threads)
+                self._exporter = Exporter(self.database.uri, THREADS)
             except (ImportError, AttributeError, TypeError):
                 return None
         return self._exporter
@@ -259,10 +285,7 @@ class StoreFactory:
     def _tracking_store(self, artifacts: Path) -> None:
         """MLflow's store object for our URI: a fast connection, artifacts of new experiments in our folder."""
         if self._store is None:
-            import mlflow
-
-            client = mlflow.MlflowClient(tracking_uri=self.database.uri)
-            self._store = getattr(getattr(client, "_tracking_client", None), "store", None)
+            self._store = getattr(getattr(self.client(), "_tracking_client", None), "store", None)
             if self._store is None:
                 return
             from sqlalchemy import event
@@ -283,7 +306,7 @@ class StoreFactory:
         expects; experiments it made are in every later store under the same id.
         """
         artifacts = self._root / "import" / "artifacts"
-        if self._current is not None:
+        if self._current is not None or _stranger() is not None:
             yield
             return
         self._experiment_id += _STRIDE
@@ -322,20 +345,63 @@ def redirect_at_import(factory: Callable[[], StoreFactory]) -> Iterator[None]:
         yield
 
 
-def _read_traces(uri: str, database: Database) -> list[Trace]:
+def _stranger() -> str | None:
+    """The type of what stands in MLflow's place, where it is no module."""
     import mlflow
 
-    client = mlflow.MlflowClient(tracking_uri=uri)
+    return None if isinstance(mlflow, ModuleType) and hasattr(mlflow, "__file__") else type(mlflow).__name__
+
+
+def _read_traces(client: Any, database: Database) -> list[Trace]:
     locations = [str(number) for number in database.experiments()]
-    traces: list[Trace] = []
+    try:
+        return sorted(_pages(client, locations), key=_start)
+    except StoreError:
+        raise
+    except Exception as error:
+        which = _unreadable(client, locations)
+        raise StoreError(f"{which} in {database.path} cannot be read: {_reason(error)}{_MOCKED}") from None
+
+
+# How many traces are read one by one to find the one that is broken.
+_MOST_ASKED = 500
+_MOCKED = "\n  Something has changed its rows, or replaces a part of MLflow, json or time while the trace is read."
+
+
+def _reason(error: Exception) -> str:
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first[:200]}"
+
+
+def _pages(client: Any, locations: list[str]) -> Iterator[Trace]:
+    seen: set[str | None] = {None}
     token: str | None = None
     while True:
         page = client.search_traces(locations=locations, max_results=500, page_token=token)
-        traces.extend(page)
-        token = page.token
+        token = getattr(page, "token", None)
+        if not isinstance(page, list) or not isinstance(token, str | None):
+            raise StoreError(f"MLflow's search_traces gave a {type(page).__name__}, and no list of traces{_MOCKED}")
+        yield from page
         if not token:
-            break
-    return sorted(traces, key=_start)
+            return
+        if token in seen:
+            raise StoreError(f"MLflow's search_traces gives the same page again and again{_MOCKED}")
+        seen.add(token)
+
+
+def _unreadable(client: Any, locations: list[str]) -> str:
+    """The first trace that cannot be read by itself."""
+    token: str | None = None
+    with contextlib.suppress(Exception):  # another reason not to say which
+        for _ in range(_MOST_ASKED):
+            page = client.search_traces(locations=locations, max_results=1, page_token=token, include_spans=False)
+            try:
+                list(map(_start, client.search_traces(locations=locations, max_results=1, page_token=token)))
+            except Exception:
+                return f"the trace {page[0].info.trace_id}"
+            if not (token := page.token):
+                break
+    return "a trace"
 
 
 def _start(trace: Trace) -> int:
@@ -344,11 +410,21 @@ def _start(trace: Trace) -> int:
 
 
 def _flat(traces: Sequence[Trace]) -> tuple[Span, ...]:
-    return tuple(
-        span
-        for trace in traces
-        for span in sorted((read_span(entity) for entity in trace.data.spans), key=lambda span: span.start_ns)
-    )
+    return tuple(span for trace in traces for span in _read_spans(trace.data.spans))
+
+
+def _read_spans(entities: Iterable[Any]) -> list[Span]:
+    """In order of start. StoreError names the span that cannot be read."""
+    spans: list[Span] = []
+    for entity in entities:
+        try:
+            spans.append(read_span(entity))
+        except Exception as error:
+            trace_id, span_id, name = (getattr(entity, key, "?") for key in ("trace_id", "span_id", "name"))
+            raise StoreError(
+                f"the span {name!r} ({span_id}) of the trace {trace_id} cannot be read: {_reason(error)}{_MOCKED}"
+            ) from None
+    return sorted(spans, key=lambda span: span.start_ns)
 
 
 def _open_spans(session: Session) -> tuple[Span, ...]:
@@ -364,5 +440,5 @@ def _open_spans(session: Session) -> tuple[Span, ...]:
                 live = list(trace.span_dict.values()) if trace is not None else []
         except (AttributeError, ImportError, TypeError):
             continue
-        spans += sorted((read_span(entity) for entity in live), key=lambda span: span.start_ns)
+        spans += _read_spans(live)
     return tuple(spans)

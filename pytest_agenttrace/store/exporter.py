@@ -9,75 +9,33 @@ started; what other tests' threads trace is dropped.
 
 from __future__ import annotations
 
-import asyncio.base_events
-import concurrent.futures.thread
 import contextlib
 import importlib
 import logging
 import secrets
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
-from pytest_agenttrace.database import StoreError
-from pytest_agenttrace.mlflow_state import PROVIDER, muted
+from pytest_agenttrace.execution import Origin
+from pytest_agenttrace.store.database import StoreError
+from pytest_agenttrace.store.mlflow_state import PROVIDER, muted
+from pytest_agenttrace.threads import Threads, caller_in_context, caller_of_thread
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 
-__all__ = ["Exporter", "Session", "Threads"]
-
-_POOLS = ("ThreadPoolExecutor-", "asyncio_", "Mlflow", "MLflow", "OtelBatch")
+__all__ = ["Exporter", "Session"]
 
 
-class Threads:
-    """Which threads belong to the running test: all but those an earlier one left behind.
-
-    Workers of pools and threads that run an event loop are shared by tests and belong to each.
-    """
-
-    def __init__(self) -> None:
-        self._before: WeakSet[threading.Thread] = WeakSet()
-        self.born: WeakSet[threading.Thread] = WeakSet()
-        self.stale: WeakSet[threading.Thread] = WeakSet()
-
-    def open(self) -> None:
-        self._before = WeakSet(threading.enumerate())
-
-    def close(self) -> None:
-        current = threading.current_thread()
-        for thread in threading.enumerate():
-            if thread in self._before or thread is current:
-                continue
-            self.born.add(thread)
-            if not _is_shared(thread):
-                self.stale.add(thread)
-
-    def owns_current(self) -> bool:
-        return threading.current_thread() not in self.stale
-
-
-def _is_shared(thread: threading.Thread) -> bool:
-    workers = getattr(concurrent.futures.thread, "_threads_queues", {})
-    return (
-        thread in workers
-        or thread.name.startswith(_POOLS)
-        or type(thread).__module__.partition(".")[0] == "anyio"
-        or _runs_event_loop(thread)
-    )
-
-
-def _runs_event_loop(thread: threading.Thread) -> bool:
-    frame = sys._current_frames().get(thread.ident or 0)
-    while frame is not None:
-        if frame.f_code.co_filename == asyncio.base_events.__file__ and frame.f_code.co_name == "run_forever":
-            return True
-        frame = frame.f_back
-    return False
+def _origin() -> Origin | None:
+    """The node that starts a trace of its own; None where no node does."""
+    in_context = caller_in_context()
+    if in_context.namespace is not None:
+        return Origin(in_context)
+    of_thread = caller_of_thread()
+    return Origin(of_thread, threading.current_thread().name) if of_thread.namespace is not None else None
 
 
 class Session:
@@ -90,8 +48,11 @@ class Session:
         self.waiting: dict[int, list[ReadableSpan]] = {}
         self.errors: list[str] = []
         self.foreign: list[str] = []
+        # Who started a trace that ought to be part of another, by the id of its root span.
+        self.origins: dict[str, Origin] = {}
         # Counts exports, so that a reader knows whether anything is new.
         self.generation = 0
+        self.watch = Watch.over(target, self.errors)
 
 
 class Exporter:
@@ -119,7 +80,7 @@ class Exporter:
         self._release()
         session = self._session = Session(MlflowV3SpanExporter(tracking_uri=self._uri))
         try:
-            with self._failures.installed():
+            with self._failures.installed() if session.watch is None else contextlib.nullcontext():
                 try:
                     yield session
                 finally:
@@ -140,6 +101,8 @@ class Exporter:
         session.traces.add(context.trace_id)
         if span.parent is None:
             session.open.add(context.trace_id)
+            if (origin := _origin()) is not None:
+                session.origins[format(context.span_id, "016x")] = origin
 
     def export(self, spans: Sequence[ReadableSpan]) -> None:
         session = self._session
@@ -160,16 +123,18 @@ class Exporter:
         spans = session.waiting.pop(trace_id, [])
         if not spans or session is not self._session:
             return
+        known = len(session.errors)
         with self._failures.into(session.errors):
             try:
                 session.target.export(spans)
             except Exception as error:  # whatever it is, it is this test's finding
                 session.errors.append(f"{type(error).__name__}: {error}")
+        if session.watch is not None and len(session.errors) == known:
+            session.errors.extend(session.watch.missing(spans))
         session.generation += 1
 
     def drain(self, session: Session, timeout: float) -> None:
         """Wait until everything that ended is stored; `timeout` in seconds, then StoreError."""
-        deadline = time.monotonic() + timeout
         if not self._lock.acquire(timeout=timeout):
             raise StoreError(f"the trace exporter is still writing to {self._uri} after {timeout:g} s")
         try:
@@ -179,7 +144,7 @@ class Exporter:
             self._lock.release()
         for thread in threading.enumerate():
             if thread.name.startswith("link_prompts_from_exporter"):
-                thread.join(max(0.0, deadline - time.monotonic()))
+                thread.join(timeout)
                 if thread.is_alive():
                     raise StoreError(f"MLflow's thread {thread.name} still writes to the store after {timeout:g} s")
 
@@ -281,8 +246,85 @@ def _hush_opentelemetry() -> None:
         suppress("opentelemetry.sdk.trace", "Calling end() on an ended span")
 
 
+# The writes of MLflow's tracing client, and what MLflow logs where one fails.
+_WRITES = {
+    "log_spans": "Failed to log span to MLflow backend",
+    "start_trace": "Failed to send trace to MLflow backend",
+    "_upload_trace_data": "Failed to send trace to MLflow backend",
+    "_upload_attachments": "Failed to upload trace attachments",
+}
+
+
+class Watch:
+    """MLflow's tracing client under its exporter's feet, and what comes of its writes: MLflow only logs those
+    that fail, and the code under test may have silenced any logger."""
+
+    def __init__(self, client: Any, errors: list[str]) -> None:
+        self._client = client
+        self._errors = errors
+        self._written: set[str] = set()
+
+    @classmethod
+    def over(cls, target: Any, errors: list[str]) -> Watch | None:
+        """Put one between an exporter and its client; None where this MLflow's exporter has no such client."""
+        client = getattr(target, "_client", None)
+        if not (hasattr(client, "log_spans") and hasattr(client, "start_trace")):
+            return None
+        target._client = cls(client, errors)
+        return target._client  # type: ignore[no-any-return]  # just set
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._client, name)
+        if name not in _WRITES:
+            return value
+
+        def write(*args: Any, **kwargs: Any) -> Any:
+            try:
+                result = value(*args, **kwargs)
+            except Exception as error:
+                self._errors.append(f"{_WRITES[name]}: {error}")
+                raise
+            self._written.update(_ids([*args, *kwargs.values()]))
+            return result
+
+        return write
+
+    def missing(self, spans: Sequence[ReadableSpan]) -> list[str]:
+        """What MLflow was given of one trace and wrote neither, nor failed to write."""
+        lost = [span for span in spans if format(span.context.span_id, "016x") not in self._written]
+        if lost:
+            names = ", ".join(sorted({span.name for span in lost}))
+            return [f"MLflow has dropped {len(lost)} of {len(spans)} spans: {names}"]
+        for span in spans:
+            otel_id = span.context.trace_id
+            # One whose root ends before its other spans waits in MLflow's memory.
+            if span.parent is None and f"tr-{otel_id:032x}" not in self._written and not _in_memory(otel_id):
+                return [f"MLflow has dropped the trace {span.name}"]
+        return []
+
+
+def _ids(arguments: list[Any]) -> Iterator[str]:
+    """The ids of the spans, or of the trace, that a client was told to write."""
+    for argument in arguments:
+        if isinstance(argument, list):
+            yield from (str(span.span_id) for span in argument)
+        elif hasattr(argument, "trace_id"):
+            yield str(argument.trace_id)
+
+
+def _in_memory(otel_id: int) -> bool:
+    try:
+        from mlflow.tracing.trace_manager import InMemoryTraceManager
+
+        memory: Any = InMemoryTraceManager
+        return memory.get_instance().get_mlflow_trace_id_from_otel_id(otel_id) is not None
+    except (AttributeError, ImportError):
+        return True  # not to be known: nothing is claimed
+
+
 class _FailureFilter(logging.Filter):
-    """Reads MLflow's failed writes out of its log, where some of them are DEBUG records only."""
+    """Reads MLflow's failed writes out of its log, where some of them are DEBUG records only: for an MLflow
+    whose client cannot be watched."""
 
     _LOGGER = "mlflow.tracing.export.mlflow_v3"
 

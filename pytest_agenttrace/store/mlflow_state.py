@@ -12,13 +12,14 @@ import contextlib
 import importlib
 import inspect
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from os import environ  # held here: a test may replace it on the module
 from typing import Any, NamedTuple
 
 __all__ = [
+    "CLIENT",
     "EXPERIMENT_ID",
     "PROVIDER",
     "REGISTRY_URI",
@@ -26,11 +27,15 @@ __all__ = [
     "Autolog",
     "Global",
     "direct",
+    "genuine",
     "give_provider",
     "muted",
     "set_aside",
     "sweep",
 ]
+
+# Where MLflow's client stands.
+CLIENT = ("mlflow", "mlflow.client", "mlflow.tracking.client")
 
 # What would send traces, runs or models elsewhere, or drop them, while a store is open.
 _HIDDEN = (
@@ -86,10 +91,27 @@ PROVIDER = Global("mlflow.tracing.provider", "provider")
 CONTEXT = Global("mlflow.tracing.provider", "mlflow_runtime_context")
 AUTOLOGGING = Global("mlflow.utils.autologging_utils", "AUTOLOGGING_INTEGRATIONS")
 
+# What MLflow takes for these where they are not set, while a store is open: code under test may clear the
+# environment, and the price list's own default is on github.com (3.10 and later).
+_UNSET = {
+    "MLFLOW_MODEL_CATALOG_URI": "",
+    "MLFLOW_DISABLE_TELEMETRY": True,
+    "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": False,
+}
 # Variables whose values inside a store nobody else can have come upon.
 _OURS_ONLY = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID")
-# Of the last store: their value inside and the one before.
-_swept: dict[str, tuple[str | None, str | None]] = {}
+# More runs than anybody starts inside of each other.
+_MOST_RUNS = 1000
+
+
+class _Closed(NamedTuple):
+    """A store that has been closed: the environment inside it, and the one before."""
+
+    inside: Mapping[str, str | None]
+    before: Mapping[str, str]
+
+
+_last: list[_Closed] = []
 
 _PROVIDER_FIELD = "_isolated_tracer_provider"
 _ONCE_FIELD = "_isolated_tracer_provider_once"
@@ -102,36 +124,57 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
     before = _variables(values)
     for name, value in values.items():
         if value is None:
-            os.environ.pop(name, None)
+            environ.pop(name, None)
         else:
-            os.environ[name] = value
+            environ[name] = value
     try:
         yield
     finally:
-        for name in _variables(values).keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
-        _swept.update({name: (values[name], before.get(name)) for name in _OURS_ONLY if name in values})
+        _put_back(values, before)
+        _last[:] = [_Closed(dict(values), before)]
+
+
+def _put_back(names: Mapping[str, str | None], before: Mapping[str, str]) -> None:
+    for name in _variables(names).keys() - before.keys():
+        del environ[name]
+    environ.update(before)
 
 
 def sweep() -> None:
     """Put variables back that something has set to their values inside the last store since it closed.
 
     `monkeypatch.setenv` does it, torn down after the store: what it takes for the old value is ours.
+    `mock.patch.dict(os.environ)` does it with all of them.
     """
-    for name, (inside, before) in _swept.items():
-        if inside is None or os.environ.get(name) != inside:
-            continue
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
-    _swept.clear()
+    for inside, before in _last:
+        ours = [name for name in _OURS_ONLY if inside.get(name) is not None]
+        back = [name for name in ours if environ.get(name) == inside[name]]
+        if ours and back == ours:
+            _put_back(inside, before)
+        for name in back:
+            if name in before:
+                environ[name] = before[name]
+            else:
+                environ.pop(name, None)
+    _last.clear()
 
 
 def _variables(names: Mapping[str, str | None]) -> dict[str, str]:
     prefixes = ("MLFLOW_", "_MLFLOW_", "OTEL_")
-    return {name: value for name, value in os.environ.items() if name.startswith(prefixes) or name in names}
+    return {name: value for name, value in environ.items() if name.startswith(prefixes) or name in names}
+
+
+def genuine(name: str, *modules: str) -> Any:
+    """MLflow's own function or class of that name, from the first module that has it: a test may have put
+    something else into some of them. LookupError where none has."""
+    for module in modules:
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError:
+            continue
+        if str(getattr(found, "__module__", "")).partition(".")[0] == "mlflow":
+            return found
+    raise LookupError(f"{modules[0]}.{name} is not MLflow's own: a test or a plugin has replaced it")
 
 
 def direct() -> bool:
@@ -149,16 +192,13 @@ def set_aside(uri: str, experiment_id: str | None, tracer_provider: Any) -> Iter
     `tracer_provider` None lets MLflow make one when it is needed. Afterwards all is as before, the
     user's tracer provider the same object, neither flushed nor reset.
     """
-    from mlflow import get_tracking_uri, is_tracking_uri_set
-
-    is_set: Callable[[], bool] = is_tracking_uri_set
-    asked = get_tracking_uri() if is_set() else None
     hidden: dict[str, str | None] = dict.fromkeys(_HIDDEN)
     inside = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false"}
     if experiment_id is not None:
         inside["MLFLOW_EXPERIMENT_ID"] = experiment_id
     with ExitStack() as stack:
         stack.enter_context(_environment({**hidden, **inside}))
+        stack.enter_context(_unset_means())
         for place in (RUN_STACK, LAST_RUN, LAST_MODEL, ACTIVE_MODEL, DESTINATION):
             stack.enter_context(_fresh(place))
         stack.enter_context(_replaced(REGISTRY_URI, None))
@@ -169,8 +209,22 @@ def set_aside(uri: str, experiment_id: str | None, tracer_provider: Any) -> Iter
             stack.enter_context(_replaced(EXPERIMENT_ID, experiment_id))
             stack.enter_context(_provider_replaced(tracer_provider))
         else:
-            stack.enter_context(_public_setters(uri, experiment_id, asked))
-        stack.callback(_end_runs)
+            stack.enter_context(_public_setters(uri, experiment_id))
+        stack.callback(_run_ender())
+        yield
+
+
+@contextmanager
+def _unset_means() -> Iterator[None]:
+    """Give MLflow's variables other defaults. Their objects are public, the attribute is not documented."""
+    from mlflow import environment_variables
+
+    with ExitStack() as stack:
+        for name, value in _UNSET.items():
+            variable = getattr(environment_variables, name, None)
+            if hasattr(variable, "default"):
+                stack.callback(setattr, variable, "default", getattr(variable, "default", None))
+                setattr(variable, "default", value)  # noqa: B010  # mypy knows no such attribute of None
         yield
 
 
@@ -179,12 +233,14 @@ def _replaced(place: Global, value: Any) -> Iterator[None]:
     if not place.exists():
         yield
         return
-    before = place.read()
-    place.write(value)
+    # Held: by the end of the test another module may stand in its place.
+    module = importlib.import_module(place.module)
+    before = getattr(module, place.name)
+    setattr(module, place.name, value)
     try:
         yield
     finally:
-        place.write(before)
+        setattr(module, place.name, before)
 
 
 @contextmanager
@@ -207,12 +263,13 @@ def _outside_of_any_span() -> Iterator[None]:
         return
     from opentelemetry.context import Context
 
-    token = CONTEXT.read().attach(Context())
+    context = CONTEXT.read()
+    token = context.attach(Context())
     try:
         yield
     finally:
         with contextlib.suppress(ValueError):  # the fixture was torn down in another context
-            CONTEXT.read().detach(token)
+            context.detach(token)
 
 
 @contextmanager
@@ -236,27 +293,37 @@ def give_provider(tracer_provider: Any) -> None:
 
 
 @contextmanager
-def _public_setters(uri: str, experiment_id: str | None, before: Any) -> Iterator[None]:
+def _public_setters(uri: str, experiment_id: str | None) -> Iterator[None]:
     """The slow way, about a second each: MLflow's own tracer provider, exporting synchronously."""
-    import mlflow
-
-    tracing: Any = mlflow.tracing
-    mlflow.set_tracking_uri(uri)
+    set_tracking_uri = genuine("set_tracking_uri", "mlflow", "mlflow.tracking")
+    is_set = genuine("is_tracking_uri_set", "mlflow", "mlflow.tracking")
+    reset = genuine("reset", "mlflow.tracing", "mlflow.tracing.provider")
+    before = genuine("get_tracking_uri", "mlflow", "mlflow.tracking")() if is_set() else None
+    set_tracking_uri(uri)
     if experiment_id is not None:
-        mlflow.set_experiment(experiment_id=experiment_id)
-    tracing.reset()
+        genuine("set_experiment", "mlflow", "mlflow.tracking.fluent")(experiment_id=experiment_id)
+    reset()
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)
-        tracing.reset()
+        set_tracking_uri(before)
+        reset()
 
 
-def _end_runs() -> None:
-    import mlflow
+def _run_ender() -> Callable[[], None]:
+    """What ends the runs that are active then, with the functions that MLflow has now."""
+    active_run = genuine("active_run", "mlflow", "mlflow.tracking.fluent")
+    end_run = genuine("end_run", "mlflow", "mlflow.tracking.fluent")
 
-    while mlflow.active_run() is not None:
-        mlflow.end_run()
+    def end_runs() -> None:
+        for _ in range(_MOST_RUNS):
+            if active_run() is None:
+                break
+            # A run that was deleted cannot be ended, and need not be: its store is emptied.
+            with contextlib.suppress(Exception):
+                end_run()
+
+    return end_runs
 
 
 class Autolog:
@@ -265,7 +332,10 @@ class Autolog:
     def __init__(self, flavors: Sequence[str], run_tracer_inline: bool | None) -> None:
         self.flavors = tuple(flavors)
         self._run_tracer_inline = run_tracer_inline
-        self._before = {flavor: dict(config) for flavor, config in _autologging().items()}
+        self._integrations = _autologging()
+        self._before = {flavor: dict(config) for flavor, config in self._integrations.items()}
+        # Held: a test may replace them.
+        self._functions: dict[str, Any] = {}
 
     def start(self) -> None:
         """LookupError for a flavor that this MLflow cannot autolog."""
@@ -273,30 +343,31 @@ class Autolog:
             options: dict[str, Any] = {}
             if flavor == "langchain" and self._run_tracer_inline is not None:
                 options["run_tracer_inline"] = self._run_tracer_inline
-            if _autolog_function(flavor) is None:
+            function = self._functions[flavor] = _autolog_function(flavor)
+            if function is None:
                 raise LookupError(f"autolog={flavor!r}: MLflow has no such flavor to trace")
-            if options or not _enabled(_autologging().get(flavor)):
-                _autolog(flavor, silent=True, **options)
+            if options or not _enabled(self._integrations.get(flavor)):
+                _autolog(flavor, function, silent=True, **options)
 
     def turned_off(self) -> tuple[str, ...]:
         """The flavors the code under test has switched off since."""
-        return tuple(flavor for flavor in self.flavors if not _enabled(_autologging().get(flavor)))
+        return tuple(flavor for flavor in self.flavors if not _enabled(self._integrations.get(flavor)))
 
     def close(self) -> None:
-        for flavor, config in list(_autologging().items()):
+        for flavor, config in list(self._integrations.items()):
             before = self._before.get(flavor, {})
             if config == before:
                 continue
+            function = self._functions.get(flavor)
             if _enabled(before):
-                _autolog(flavor, **before)
+                _autolog(flavor, function, **before)
             else:
-                _autolog(flavor, disable=True)
-            if AUTOLOGGING.exists():
-                AUTOLOGGING.read()[flavor] = before
+                _autolog(flavor, function, disable=True)
+            self._integrations[flavor] = before
 
 
-def _autologging() -> Mapping[str, Mapping[str, Any]]:
-    found: Mapping[str, Mapping[str, Any]] = AUTOLOGGING.read() if AUTOLOGGING.exists() else {}
+def _autologging() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = AUTOLOGGING.read() if AUTOLOGGING.exists() else {}
     return found
 
 
@@ -305,16 +376,16 @@ def _enabled(config: Mapping[str, Any] | None) -> bool:
 
 
 def _autolog_function(flavor: str) -> Any:
-    import mlflow
+    try:
+        if flavor == "mlflow":
+            return genuine("autolog", "mlflow", "mlflow.tracking.fluent")
+        return genuine("autolog", f"mlflow.{flavor}", f"mlflow.{flavor}.autolog", f"mlflow.{flavor}.autologging")
+    except LookupError:
+        return None
 
-    module: Any = mlflow
-    for part in [] if flavor == "mlflow" else flavor.split("."):
-        module = getattr(module, part, None)
-    return getattr(module, "autolog", None)
 
-
-def _autolog(flavor: str, **options: Any) -> None:
-    function = _autolog_function(flavor)
+def _autolog(flavor: str, function: Any = None, **options: Any) -> None:
+    function = _autolog_function(flavor) if function is None else function
     if function is None:
         return
     with muted():

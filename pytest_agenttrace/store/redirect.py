@@ -10,22 +10,38 @@ import contextlib
 import importlib.abc
 import importlib.machinery
 import inspect
-import os
 import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from os import environ
 from pathlib import Path
 from typing import Any
 
-from pytest_agenttrace.mlflow_state import EXPERIMENT_ID, REGISTRY_URI, TRACKING_URI, give_provider
+from pytest_agenttrace.store.mlflow_state import (
+    CLIENT,
+    EXPERIMENT_ID,
+    REGISTRY_URI,
+    TRACKING_URI,
+    genuine,
+    give_provider,
+)
 
 __all__ = ["Redirect", "after_import", "mask", "put_in_force"]
 
 _PASSWORD = re.compile(r"(://[^:@/\s'\"]*:)[^@/\s'\"]+@")
 _SECRET = re.compile(r"((?:password|passwd|token|secret)=)[^&\s'\"]+", re.IGNORECASE)
 
+# The setters by the module they are called on, and where else they stand: a test may replace them there.
+_SETTERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "mlflow": {
+        "set_tracking_uri": ("mlflow.tracking", TRACKING_URI.module),
+        "set_registry_uri": ("mlflow.tracking", REGISTRY_URI.module),
+        "set_experiment": ("mlflow.tracking.fluent",),
+    },
+    "mlflow.tracing": dict.fromkeys(("set_destination", "reset", "enable"), ("mlflow.tracing.provider",)),
+}
 # What a redirected function runs, by its name and the depth of nesting.
 _answers: dict[str, Callable[..., Any]] = {}
 
@@ -50,18 +66,16 @@ class Redirect:
         self.depth = 0
 
     def __enter__(self) -> Redirect:
-        import mlflow
-        import mlflow.tracing
-
         self.depth = Redirect._open
         Redirect._open += 1
-        for owner, names in (
-            (mlflow, ("set_tracking_uri", "set_registry_uri", "set_experiment")),
-            (mlflow.tracing, ("set_destination", "reset", "enable")),
-        ):
-            for name in names:
-                if not (name == "enable" and self._tracer_provider is None):
-                    self._stack.enter_context(_answered_by(self, owner, name))
+        for owner, names in _SETTERS.items():
+            for name, elsewhere in names.items():
+                if name == "enable" and self._tracer_provider is None:
+                    continue
+                # Where it is MLflow's own no longer, it reaches no store either.
+                with contextlib.suppress(LookupError):
+                    public = genuine(name, owner, *elsewhere)
+                    self._stack.enter_context(_answered_by(self, owner, name, public))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,14 +96,13 @@ class Redirect:
     def _set_experiment(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The experiment of that name in the temporary store, made where there is none. An id belongs to
         the store it was asked of: one that is unknown here gives the test's own experiment."""
-        import mlflow
         from mlflow.exceptions import MlflowException
 
         given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
         name, wanted = given.get("experiment_name"), given.get("experiment_id")
         if (name is None) == (wanted is None):
             return original(*args, **kwargs)  # MLflow's own error
-        client: Any = mlflow.MlflowClient(tracking_uri=self.uri)
+        client = genuine("MlflowClient", *CLIENT)(tracking_uri=self.uri)
         if name is None:
             try:
                 experiment = client.get_experiment(wanted)
@@ -97,7 +110,7 @@ class Redirect:
                 experiment = client.get_experiment(self._experiment_id or "0")
         else:
             experiment = client.get_experiment_by_name(name) or _new_experiment(client, name)
-        os.environ["MLFLOW_EXPERIMENT_ID"] = experiment.experiment_id
+        environ["MLFLOW_EXPERIMENT_ID"] = experiment.experiment_id
         if EXPERIMENT_ID.exists():
             EXPERIMENT_ID.write(experiment.experiment_id)
         return experiment
@@ -117,28 +130,31 @@ def _new_experiment(client: Any, name: str) -> Any:
 
 def _trampoline(*args: Any, **kwargs: Any) -> Any:
     # Runs with MLflow's globals: it can use only what it imports.
-    from pytest_agenttrace.redirect import _answers
+    from pytest_agenttrace.store.redirect import _answers
 
     return _answers["KEY"](*args, **kwargs)
 
 
 @contextmanager
-def _answered_by(redirect: Redirect, owner: types.ModuleType, name: str) -> Iterator[None]:
-    where = f"{owner.__name__}.{name}"
-    public = getattr(owner, name)
+def _answered_by(redirect: Redirect, owner: str, name: str, public: Any) -> Iterator[None]:
+    where = f"{owner}.{name}"
+    key = f"{where}:{redirect.depth}"
     target = inspect.unwrap(public)
     if not isinstance(target, types.FunctionType) or target.__code__.co_freevars:
         # No plain function: callers that look it up on the module are answered all the same.
-        setattr(owner, name, lambda *args, **kwargs: redirect.answer(where, public, args, kwargs))
+        module = sys.modules[owner]
+        there = getattr(module, name, public)
+        _answers[key] = lambda *args, **kwargs: redirect.answer(where, public, args, kwargs)
+        setattr(module, name, lambda *args, **kwargs: _answers[key](*args, **kwargs))
         try:
             yield
         finally:
-            setattr(owner, name, public)
+            setattr(module, name, there)
+            _answers[key] = public
         return
     code = target.__code__
     original = types.FunctionType(code, target.__globals__, name, target.__defaults__)
     original.__kwdefaults__ = target.__kwdefaults__
-    key = f"{where}:{redirect.depth}"
     _answers[key] = lambda *args, **kwargs: redirect.answer(where, original, args, kwargs)
     constants = tuple(key if constant == "KEY" else constant for constant in _trampoline.__code__.co_consts)
     target.__code__ = _trampoline.__code__.replace(co_consts=constants)
@@ -177,9 +193,9 @@ def put_in_force(asked: Mapping[str, Any]) -> None:
             uri = uri.absolute().resolve().as_uri()
         place.write(uri)
         if uri:
-            os.environ[variable] = uri
+            environ[variable] = uri
         else:
-            os.environ.pop(variable, None)
+            environ.pop(variable, None)
 
 
 @contextmanager

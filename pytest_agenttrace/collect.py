@@ -1,0 +1,190 @@
+"""What happens while pytest collects: markers are read, and test modules imported under a temporary store.
+
+Markers that cannot be meant are usage errors, all of them at once, before any test runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_agenttrace.session import Session
+from pytest_agenttrace.settings import SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from pytest_agenttrace.budget import Limit
+
+__all__ = ["LIMITS", "SESSION", "marker_layers", "named_alone"]
+
+SESSION = pytest.StashKey[Session]()
+LIMITS = pytest.StashKey[list["Limit"]]()
+_NAMED = pytest.StashKey[dict[Path, int]]()
+_WORKER_PROBLEMS = pytest.StashKey[str]()
+
+# What a worker of xdist tells the controller at its end.
+_PROBLEMS, _PARTIAL, _LATE = "agenttrace_problems", "agenttrace_partial", "agenttrace_late"
+
+
+def marker_layers(item: pytest.Item) -> list[tuple[str, Mapping[str, Any]]]:
+    """The settings of a test's markers, closest first."""
+    return [("agent_trace", mark.kwargs) for mark in item.iter_markers("agent_trace")]
+
+
+def named_alone(item: pytest.Item, cassette: Path) -> bool:
+    """Whether no other collected test's marker names this cassette."""
+    return item.config.stash.get(_NAMED, {}).get(cassette, 0) == 1
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # the controller knows
+        session.config.stash[SESSION].partial = _part_of(session.config)
+
+
+def _part_of(config: pytest.Config) -> str | None:
+    """Why a command line does not ask for the whole suite; None where it does."""
+    for arg in config.args:
+        if "::" in arg or not (config.invocation_params.dir / arg).is_dir():
+            return f"only {arg} was run"
+    return "--lf runs a part only" if getattr(config.option, "lf", False) else None
+
+
+@pytest.hookimpl(tryfirst=True, specname="pytest_collection_modifyitems")
+def pytest_count_named(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """How many tests name each cassette, those included that are deselected later."""
+    counts: dict[Path, int] = {}
+    for item in items:
+        for mark in item.iter_markers("agent_trace"):
+            if isinstance(mark.kwargs.get("cassette"), str | Path):
+                path = (item.path.parent / mark.kwargs["cassette"]).resolve()
+                counts[path] = counts.get(path, 0) + 1
+                break
+    config.stash[_NAMED] = counts
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    problems: list[str] = []
+    for item in items:
+        if item.get_closest_marker("budget") is None and item.get_closest_marker("agent_trace") is None:
+            continue
+        where = f"{item.location[0]}:{(item.location[1] or 0) + 1}: {getattr(item, 'originalname', None) or item.name}"
+        problems += [f"{where}: {problem}" for problem in _read_markers(item)]
+    if not problems:
+        return
+    text = "\n".join(dict.fromkeys(problems))
+    output = getattr(config, "workeroutput", None)
+    if output is None:
+        raise pytest.UsageError(text)
+    # xdist takes an error of a worker for a crash: the controller raises it at the end.
+    output[_PROBLEMS] = text
+    items.clear()
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    if items:
+        items[0].config.stash[SESSION].partial = "tests were deselected"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    found = session.config.stash[SESSION]
+    if session.shouldstop or session.shouldfail:
+        found.partial = "the run was stopped"
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output[_PARTIAL], output[_LATE] = found.partial, list(found.late)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """xdist: a worker has ended."""
+    output, config = getattr(node, "workeroutput", {}), node.config
+    if output.get(_PROBLEMS) is not None:
+        config.stash[_WORKER_PROBLEMS] = output[_PROBLEMS]
+    session = config.stash[SESSION]
+    session.late += output.get(_LATE, ())
+    session.partial = session.partial or output.get(_PARTIAL) or ("a worker of xdist crashed" if error else None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    result = yield
+    if _WORKER_PROBLEMS in session.config.stash:
+        raise pytest.UsageError(session.config.stash[_WORKER_PROBLEMS])
+    return result
+
+
+def _read_markers(item: pytest.Item) -> list[str]:
+    from pytest_agenttrace.budget import BudgetError, closest, parse_budget
+
+    problems: list[str] = []
+    limits: list[list[Limit]] = []
+    for mark in item.iter_markers("budget"):
+        try:
+            limits.append(parse_budget(mark.args, mark.kwargs))
+        except BudgetError as error:
+            problems += [f"budget: {problem}" for problem in error.problems]
+    problems += [
+        f"agent_trace: takes keys only, not {mark.args[0]!r}" for mark in item.iter_markers("agent_trace") if mark.args
+    ]
+    try:
+        read_settings(marker_layers(item))
+    except SettingsError as error:
+        problems += error.problems
+    item.stash[LIMITS] = closest(limits)
+    if limits and isinstance(item, pytest.Function):  # a doctest of a module that has a budget needs none
+        _use_fixture(item)
+    return problems
+
+
+def _use_fixture(item: pytest.Function) -> None:
+    """Give a test agent_trace, where usefixtures would: behind all fixtures of a wider scope."""
+    names = item.fixturenames
+    if "agent_trace" in names:
+        return
+    # Not public: without it the fixture comes first of all.
+    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    wider = [name for name in names if any(found.scope != "function" for found in known.get(name, ())[-1:])]
+    # A list of its own: the tests of one parametrised function share theirs.
+    item.fixturenames = [*wider, "agent_trace", *(name for name in names if name not in wider)]
+
+
+# Test modules
+
+
+_USES_US = re.compile(r"\b(agent_trace|mlflow_store|gemini_cassette)\b|\bmark\.budget\b")
+_NO_KEY = re.compile(r"API.?key|GOOGLE_API_KEY|GEMINI_API_KEY", re.IGNORECASE)
+_KEY_HINT = (
+    "A model is built while this file is imported, before any fixture can stand in for the key.\n"
+    "Build it inside a function, or set this in the pytest configuration:\n"
+    "  agenttrace_dummy_key = true"
+)
+_RECORDING_KEY_HINT = "Recording calls the real API: put GOOGLE_API_KEY into the environment."
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    if not isinstance(collector, pytest.Module) or not _mentions_us(collector.path):
+        return (yield)
+    from pytest_agenttrace.store import redirect_at_import
+
+    with redirect_at_import(collector.config.stash[SESSION].factory):
+        report = yield
+    if report.failed and _NO_KEY.search(str(report.longrepr)):
+        record = collector.config.getoption("agenttrace_record")
+        report.sections.append(("agenttrace", _RECORDING_KEY_HINT if record else _KEY_HINT))
+    return report
+
+
+def _mentions_us(path: Path) -> bool:
+    try:
+        return _USES_US.search(path.read_text(encoding="utf-8", errors="replace")) is not None
+    except OSError:
+        return False

@@ -1,0 +1,71 @@
+"""Google credentials for replay, where no token is ever checked: Vertex AI's clients ask for one before each call."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+__all__ = ["dummy_credentials", "token_reply"]
+
+VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
+TOKEN = "agenttrace-replay-needs-no-token"  # noqa: S105  # no secret: it says so
+# google-auth's own format of a user's credentials; a token that has not expired is not refreshed.
+_USER = {
+    "type": "authorized_user",
+    "client_id": TOKEN,
+    "client_secret": TOKEN,
+    "refresh_token": TOKEN,
+    "token": TOKEN,
+    "expiry": "2999-01-01T00:00:00Z",
+}
+_TOKEN_URLS = frozenset(
+    {
+        ("oauth2.googleapis.com", "/token"),
+        ("www.googleapis.com", "/oauth2/v4/token"),
+        ("accounts.google.com", "/o/oauth2/token"),
+    }
+)
+
+
+@contextmanager
+def dummy_credentials() -> Iterator[None]:
+    """Application default credentials that need no login, no metadata server and no refresh.
+
+    They stand before those of gcloud and of the machine, and before a file that the environment names: a real login
+    would dial for its token. Afterwards the environment is as before, unless somebody else has changed it.
+    """
+    before = os.environ.get(VARIABLE)
+    descriptor, name = tempfile.mkstemp(prefix="agenttrace-", suffix=".json")
+    os.close(descriptor)
+    try:
+        Path(name).write_text(json.dumps(_USER), encoding="utf-8")
+        os.environ[VARIABLE] = name
+        yield
+    finally:
+        if os.environ.get(VARIABLE) == name:
+            os.environ.pop(VARIABLE)
+            if before is not None:
+                os.environ[VARIABLE] = before
+        with suppress(OSError):
+            Path(name).unlink()
+
+
+def token_reply(method: str, url: str) -> dict[str, Any] | None:
+    """What replay says to credentials that code under test has built itself and that ask Google for a token.
+
+    In vcrpy's shape; None for any other request. Source: RFC 6749, section 5.1.
+    """
+    parts = urlsplit(url)
+    if method.upper() != "POST" or (parts.hostname, parts.path) not in _TOKEN_URLS:
+        return None
+    return {
+        "status": {"code": 200, "message": "OK"},
+        "headers": {"content-type": ["application/json"]},
+        "body": {"string": json.dumps({"access_token": TOKEN, "expires_in": 3600, "token_type": "Bearer"}).encode()},
+    }

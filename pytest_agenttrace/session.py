@@ -1,0 +1,162 @@
+"""What a whole pytest run knows of its tests: cassettes they share, misses they have in common, and its summary.
+
+Knows nothing of pytest; what tests tell of themselves is plain data, so that xdist can carry it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pytest_agenttrace.environment import sweep_key
+
+if TYPE_CHECKING:
+    from pytest_agenttrace.store import StoreFactory
+
+__all__ = ["CassetteUse", "Session", "SharedMiss"]
+
+# Names and commands are listed up to here; `-v` lists all names.
+_NAMES, _NODES, _FILES = 5, 3, 5
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMiss:
+    """A request without a recorded reply, as all tests tell it that miss it alike: `cause` in one line or more."""
+
+    cause: str
+    command: str = ""
+
+    def plain(self) -> list[str]:
+        return [self.cause, self.command]
+
+
+@dataclass(frozen=True, slots=True)
+class CassetteUse:
+    """What one test left of its cassette. `unused` tells each reply nobody asked for, by its number.
+
+    `named` where the cassette is not the test's own by name, so that others may use the rest; `complete` where the
+    test's body ended by itself without a miss, `tolerance` what it says of unused replies ("", "warn" or "allow").
+    """
+
+    path: str
+    named: bool
+    complete: bool
+    tolerance: str = ""
+    unused: Mapping[str, str] = field(default_factory=dict)
+
+    def plain(self) -> list[Any]:
+        return [self.path, self.named, self.complete, self.tolerance, dict(self.unused)]
+
+
+class Session:
+    """One pytest process, and on xdist's controller the whole run.
+
+    `partial` says why the run is not the whole suite (None where it is): then nobody knows what else would have used
+    a shared cassette. `late` are requests that threads of tests made after these had ended.
+    """
+
+    def __init__(self, basetemp: Callable[[], Path | None]) -> None:
+        self._basetemp = basetemp
+        self._temporary: TemporaryDirectory[str] | None = None
+        self._factory: StoreFactory | None = None
+        self.partial: str | None = None
+        self.late: list[str] = []
+        self.warned: dict[str, int] = {}
+        self._misses: dict[tuple[str, ...], dict[str, None]] = {}
+        self._uses: dict[str, dict[str, CassetteUse]] = {}
+
+    def factory(self) -> StoreFactory:
+        """The maker of this process's stores, below pytest's temporary root."""
+        from pytest_agenttrace.store import StoreFactory
+
+        if self._factory is None:
+            root = self._basetemp()
+            if root is None:
+                self._temporary = TemporaryDirectory(prefix="pytest-agenttrace-")
+                root = Path(self._temporary.name)
+            self._factory = StoreFactory(root / "agenttrace")
+        return self._factory
+
+    def sweep(self) -> None:
+        """After a test's last fixture is torn down: put back variables that a late `monkeypatch` has restored."""
+        sweep_key()
+        if self._factory is not None:
+            self._factory.sweep()
+
+    def close(self) -> None:
+        if self._factory is not None:
+            self._factory.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def tell(self, test: str, told: Mapping[str, Any]) -> None:
+        """What one test's report carries: `warned` kinds, `misses`, `cassette`."""
+        for kind in told.get("warned", ()):
+            self.warned[kind] = self.warned.get(kind, 0) + 1
+        for miss in told.get("misses", ()):
+            self._misses.setdefault(tuple(miss), {})[test] = None
+        if "cassette" in told:
+            use = CassetteUse(*told["cassette"])
+            self._uses.setdefault(use.path, {})[test] = use
+
+    def used(self) -> set[Path]:
+        """The cassettes that tests have opened, links resolved."""
+        return {Path(path).resolve() for path in self._uses}
+
+    def unused(self) -> tuple[list[str], list[str]]:
+        """Replies of shared cassettes that none of their tests asked for: those that fail the run, and those only
+        warned of. Nothing, where the run is a part of the suite or one of the tests did not end by itself."""
+        failing: list[str] = []
+        warned: list[str] = []
+        for path, uses in self._uses.items() if self.partial is None else ():
+            shared = list(uses.values())
+            if not all(use.named and use.complete for use in shared) or any(u.tolerance == "allow" for u in shared):
+                continue
+            left = [text for number, text in shared[0].unused.items() if all(number in use.unused for use in shared)]
+            if left:
+                lines = warned if any(use.tolerance == "warn" for use in shared) else failing
+                lines.append(_unused_text(path, list(uses), left))
+        return failing, warned
+
+    def groups(self, *, all_names: bool, last_failed: bool) -> Iterator[str]:
+        """One text for each miss that several tests have in common; `last_failed` where `--lf` would repeat them."""
+        for (cause, command), tests in self._misses.items():
+            if len(tests) < 2:
+                continue
+            head, _, evidence = cause.partition("\n")
+            lines = [f"CassetteMiss in {len(tests)} tests: {head}", *evidence.splitlines()]
+            lines.append(f"  in {_listed(list(tests), len(tests) if all_names else _NAMES)}")
+            if command:
+                lines += [f"  {command}", f"    {_command(list(tests), last_failed)}"]
+            yield "\n".join(line for line in lines if line)
+
+
+def _unused_text(path: str, tests: Sequence[str], left: Sequence[str]) -> str:
+    by = f"its {len(tests)} tests" if len(tests) > 1 else tests[0]
+    replies = [f"  {text}" for text in left]
+    return "\n".join([f"{path}: {len(left)} recorded {_replies(left)} never asked for by {by} [unused]", *replies])
+
+
+def _replies(left: Sequence[str]) -> str:
+    return "reply was" if len(left) == 1 else "replies were"
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _command(tests: Sequence[str], last_failed: bool) -> str:
+    files = list(dict.fromkeys(re.split(r"::", test, maxsplit=1)[0] for test in tests))
+    if len(tests) <= _NODES:
+        what: Iterable[str] = tests
+    elif last_failed or len(files) > _FILES:
+        what = ["--lf"]
+    else:
+        what = files
+    return f"pytest {shlex.join(what)} --agenttrace-record"

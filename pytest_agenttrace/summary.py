@@ -1,0 +1,77 @@
+"""What a pytest run says at its end: misses that tests share, replies nobody asked for, findings warned of.
+
+Hooks of a pytest plugin, registered where the whole run is seen: not in xdist's workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_agenttrace.session import Session
+
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["TOLD", "Summary"]
+
+# An attribute of reports, because xdist carries those to the controller.
+TOLD = "agenttrace_told"
+_TESTS_FAILED = 1
+
+
+class Summary:
+    """Collects what tests tell in their reports; fails the run where a shared cassette holds too much."""
+
+    def __init__(self, config: pytest.Config, session: Session) -> None:
+        self._config = config
+        self._session = session
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        told = getattr(report, TOLD, None)
+        if told:
+            self._session.tell(report.nodeid, told)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        failing, _ = self._session.unused()
+        if failing and session.exitstatus == 0:
+            session.exitstatus = _TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        verbosity = self._config.get_verbosity()
+        lines = list(self._lines(verbosity))
+        if lines and verbosity >= 0:
+            terminalreporter.section("agenttrace")
+            for line in lines:
+                terminalreporter.line(line)
+
+    def _lines(self, verbosity: int) -> Iterator[str]:
+        session = self._session
+        last_failed = self._config.pluginmanager.hasplugin("cacheprovider")
+        yield from session.groups(all_names=verbosity > 0, last_failed=last_failed)
+        failing, warned = session.unused()
+        yield from failing
+        for text in dict.fromkeys(session.late):
+            yield f"after its test had ended: {text}"
+        counts = dict(session.warned)
+        if warned:
+            counts["unused"] = counts.get("unused", 0) + len(warned)
+        if counts:
+            yield f"findings warned of: {', '.join(f'{kind} {count}' for kind, count in sorted(counts.items()))}"
+        if self._config.getoption("agenttrace_unused"):
+            yield from self._unused_cassettes()
+
+    def _unused_cassettes(self) -> Iterator[str]:
+        if self._session.partial is not None:
+            yield f"cassettes no test used: not known, {self._session.partial}"
+            return
+        root, used = self._config.rootpath, self._session.used()
+        folder = root / str(self._config.getini("agenttrace_cassettes"))
+        left = [path for path in sorted(folder.rglob("*.yaml")) if path.resolve() not in used]
+        yield f"cassettes no test used: {len(left) or 'none'}"
+        yield from (f"  {_shown(path, root)}" for path in left)
+
+
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

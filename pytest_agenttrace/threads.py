@@ -1,0 +1,192 @@
+"""Threads and pools: which node set them to work, and whose test they belong to.
+
+LangGraph's run metadata lives in a context variable, which a bare `Thread` or `ThreadPoolExecutor` does not
+inherit. While a test is followed, starting a thread and submitting to a pool leave a note of who did it.
+"""
+
+from __future__ import annotations
+
+import asyncio.base_events
+import concurrent.futures.thread
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from pytest_agenttrace.calls import Caller
+
+__all__ = ["THREADS", "Threads", "caller", "caller_in_context", "caller_of_thread"]
+
+_POOLS = ("ThreadPoolExecutor-", "asyncio_", "Mlflow", "MLflow", "OtelBatch")
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Who handed work to a thread: the node, and the test (by the number of the following)."""
+
+    caller: Caller
+    test: int
+
+
+class _Task:
+    """Something submitted and not done."""
+
+
+_started: WeakKeyDictionary[threading.Thread, _Origin] = WeakKeyDictionary()
+# What a pool's worker has in hand; it outlives the thread's own origin.
+_task = threading.local()
+
+
+def _origin() -> _Origin | None:
+    given: _Origin | None = getattr(_task, "origin", None)
+    return given if given is not None else _started.get(threading.current_thread())
+
+
+def caller() -> Caller:
+    """The node that is asking: by LangGraph's metadata of this context, else by who set this thread to work."""
+    found = caller_in_context()
+    return found if found.namespace is not None else caller_of_thread()
+
+
+def caller_of_thread() -> Caller:
+    """The node that started this thread, or submitted what a pool's worker does; `Caller()` where none did."""
+    origin = _origin()
+    return origin.caller if origin is not None else Caller()
+
+
+def caller_in_context() -> Caller:
+    """The node by LangGraph's run metadata; `Caller()` outside of a graph."""
+    if "langgraph" not in sys.modules:
+        return Caller()
+    from langgraph.config import get_config
+
+    try:
+        metadata = get_config().get("metadata") or {}
+    except RuntimeError:  # outside of a graph
+        return Caller()
+    return Caller(
+        metadata.get("langgraph_node"),
+        metadata.get("langgraph_step"),
+        metadata.get("langgraph_checkpoint_ns"),
+        tuple(metadata.get("langgraph_path") or ()),
+    )
+
+
+class Threads:
+    """Which threads belong to the running test: all but those an earlier one left behind.
+
+    Workers of pools and threads that run an event loop are shared by tests and belong to each; what a worker
+    does belongs to the test that submitted it.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._test = 0
+        self._pending: WeakSet[_Task] = WeakSet()
+        self._before: WeakSet[threading.Thread] = WeakSet()
+        self._restore: list[Callable[[], None]] = []
+        self.born: WeakSet[threading.Thread] = WeakSet()
+        self.stale: WeakSet[threading.Thread] = WeakSet()
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """One test, from its first fixture to its last; nested uses are part of it."""
+        self._depth += 1
+        if self._depth == 1:
+            self._test += 1
+            self._before = WeakSet(threading.enumerate())
+            self._patch()
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                for restore in self._restore:
+                    restore()
+                self._restore.clear()
+                self._tell_apart()
+
+    def owns_current(self) -> bool:
+        """Whether what the calling thread does is none of a test's that has ended."""
+        given: _Origin | None = getattr(_task, "origin", None)
+        if given is not None:
+            return self._depth > 0 and given.test == self._test
+        return threading.current_thread() not in self.stale
+
+    def left_behind(self) -> bool:
+        """Whether a test that has ended still has a thread or a submitted task that is not done."""
+        return len(self._pending) > 0 or any(thread.is_alive() for thread in self.stale)
+
+    def _tell_apart(self) -> None:
+        current = threading.current_thread()
+        for thread in threading.enumerate():
+            if thread in self._before or thread is current:
+                continue
+            self.born.add(thread)
+            if not _is_shared(thread):
+                self.stale.add(thread)
+
+    def _patch(self) -> None:
+        start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+        threads = self
+
+        def noted_start(thread: threading.Thread) -> None:
+            _started[thread] = _Origin(caller(), threads._test)
+            start(thread)
+
+        def noted_submit(pool: ThreadPoolExecutor, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            return submit(pool, threads._noted(fn), *args, **kwargs)
+
+        self._put(threading.Thread, "start", noted_start)
+        self._put(ThreadPoolExecutor, "submit", noted_submit)
+
+    def _put(self, owner: type, name: str, replacement: Callable[..., Any]) -> None:
+        before = vars(owner)[name]
+        setattr(owner, name, replacement)
+
+        def restore() -> None:
+            # Whoever patched it since keeps a working method and restores ours, which passes everything on.
+            if vars(owner).get(name) is replacement:
+                setattr(owner, name, before)
+
+        self._restore.append(restore)
+
+    def _noted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        origin, task = _Origin(caller(), self._test), _Task()
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            outer, _task.origin = getattr(_task, "origin", None), origin
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _task.origin = outer
+                self._pending.discard(task)
+
+        self._pending.add(task)  # weakly: what is cancelled is never run
+        return run
+
+
+THREADS = Threads()
+
+
+def _is_shared(thread: threading.Thread) -> bool:
+    workers = getattr(concurrent.futures.thread, "_threads_queues", {})
+    return (
+        thread in workers
+        or thread.name.startswith(_POOLS)
+        or type(thread).__module__.partition(".")[0] == "anyio"
+        or _runs_event_loop(thread)
+    )
+
+
+def _runs_event_loop(thread: threading.Thread) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        if frame.f_code.co_filename == asyncio.base_events.__file__ and frame.f_code.co_name == "run_forever":
+            return True
+        frame = frame.f_back
+    return False
