@@ -40,8 +40,9 @@ class Summary:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         verbosity = self._config.get_verbosity()
-        lines = list(self._lines(verbosity))
-        if lines and verbosity >= 0:
+        # What fails the run is told in any case.
+        lines = list(self._lines(verbosity)) if verbosity >= 0 else self._session.unused()[0]
+        if lines:
             terminalreporter.section("agenttrace")
             for line in lines:
                 terminalreporter.line(line)

@@ -24,7 +24,7 @@ from tests.projects import (
 
 __all__ = ["bare_fixture", "cassette_fixture", "project_fixture", "shared_fixture", "told_fixture"]
 
-pytestmark = pytest.mark.xdist_group("plugin")
+pytestmark = pytest.mark.xdist_group("shared session")
 
 
 def summary(session: Session) -> str:
@@ -381,6 +381,8 @@ def test_a_shared_cassette_is_judged_over_all_its_tests(project: Path, workers: 
     ran = run_pytest(project, *workers, env=environment())
     assert ran.code == 1
     assert "2 passed" in ran.out
+    quiet = run_pytest(project, "-q", *workers, env=environment())
+    assert summary(quiet) == summary(ran)
     head, reply = summary(ran).splitlines()
     assert head == "app.yaml: 1 recorded reply was never asked for by its 2 tests [unused]"
     assert reply == (

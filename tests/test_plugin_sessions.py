@@ -115,7 +115,7 @@ def test_bad_markers_are_usage_errors_all_at_once(bare: Path, workers: int) -> N
         f"test_it.py:20: test_settings: agent_trace: warn: unknown kind 'research:nothing'. The kinds are {kinds}",
         f"test_it.py:20: test_settings: agent_trace: warn: unknown kind 3. The kinds are {kinds}",
         "test_it.py:20: test_settings: agent_trace: unknown key 'mtch'; did you mean 'match'? "
-        "It has cassette, match, allow, warn, autolog, run_tracer_inline",
+        "It has cassette, match, ignore, hosts, allow, warn, autolog, run_tracer_inline",
         "",
     ]
     assert ran.code == pytest.ExitCode.USAGE_ERROR
@@ -238,8 +238,6 @@ def test_over():
         "> article_writer  2.1 s  4,601 tok  $0.0061565\n"
         "  ├─ research     1.2 s  3,534 tok  $0.0047364\n"
         "  └─ write        0.9 s  1,067 tok  $0.0014201\n"
-        "================================== agenttrace ==================================\n"
-        "findings warned of: unused 2\n"
         "=========================== short test summary info ============================\n"
         "FAILED test_it.py::test_over - Failed: run 4,601 tokens > 1 (+4,600)\n"
         "1 failed, 2 passed in " in ran.out
