@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pytest_agenttrace.calls import Caller
+from pytest_agenttrace.execution import Origin
 from pytest_agenttrace.reconcile import Evidence, Finding, find
 from pytest_agenttrace.trace import Trace
 from pytest_agenttrace.usage import Usage
@@ -242,3 +244,65 @@ def test_calls_that_come_in_another_order_than_their_spans_are_no_findings(
 ) -> None:
     usages: list[Usage | None] = [ONE, TWO, tokens(3, 4)]
     assert find(Evidence(traced(usages, order(usages)))) == []
+
+
+# Traces outside of the run
+
+
+def orphaned(thread: str | None, count: int = 1) -> Trace:
+    """A node `write` that starts traces of their own, each with a graph inside that calls a model."""
+    run = Run()
+    run.node("write", run.graph(), 1, "write:1")
+    others = [Run(f"other{number}", 2_000_000 * (number + 1)) for number in range(count)]
+    calls = []
+    for number, other in enumerate(others):
+        root = other.graph("reviewer", origin=Origin(Caller("write", 1, "write:1"), thread))
+        review = other.node("review", root, 1, f"review:{number}")
+        other.model(review, ONE)
+        calls.append(call(number + 1, review, ONE))
+    return built(run, *others, calls=calls)
+
+
+def test_a_trace_that_a_node_starts_is_its_own_and_a_finding() -> None:
+    trace = orphaned("bare")
+    assert trace.trajectory == ["write"]
+    assert trace["write"].trajectory == ["review"]
+    assert (trace["write"].tokens, trace.tokens) == (1200, 1200)
+    assert [call.caller.namespace for call in trace["write"].calls] == ["write:1|review:0"]
+    assert trace.outline == [{"write": [{"review": ["gemini-2.5-flash"]}]}]
+    assert find(Evidence(trace)) == [
+        Finding(
+            "orphans",
+            "write",
+            "write: a trace outside of the run (reviewer, started in thread bare)\n"
+            "  A bare thread loses the run's context, so MLflow files what it does as a trace of its own.\n"
+            "  Hand the context over: pool.submit(contextvars.copy_context().run, function)",
+        )
+    ]
+    assert find(Evidence(trace, ended=False)) == []
+    assert kinds(Evidence(trace, misses=[MISS])) == ["missing"]
+
+
+def test_many_of_them_are_one_finding() -> None:
+    [finding] = find(Evidence(orphaned("bare", 3)))
+    assert finding.text.startswith("write: 3 traces outside of the run (reviewer, started in thread bare)\n")
+    [finding] = find(Evidence(orphaned(None)))
+    assert finding.text == (
+        "write: a trace outside of the run (reviewer)\n"
+        "  MLflow did not see the run that this is part of.\n"
+        "  In async code: @pytest.mark.agent_trace(run_tracer_inline=True)"
+    )
+
+
+def test_refused_connections_are_told_beside_a_failure_too() -> None:
+    refused = (None, "(no node): connection to search.example.com:443 (connect) refused")
+    for ended in (True, False):
+        assert find(Evidence(AGREED, refused=[refused], ended=ended)) == [Finding("network", *refused)]
+
+
+def test_a_span_without_usage_is_a_finding_for_chat_only() -> None:
+    run = Run()
+    write = run.node("write", run.graph(), 1, "write:1")
+    run.model(write, None, type="EMBEDDING")
+    assert find(Evidence(built(run, calls=[call(1, write, ONE, method="embedContent")]))) == []
+    assert kinds(Evidence(built(run, calls=[call(1, write, ONE)]))) == ["usage"]
