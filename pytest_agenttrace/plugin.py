@@ -288,6 +288,7 @@ def _defines(plugin: object, fixturedef: pytest.FixtureDef[Any]) -> bool:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    __tracebackhide__ = True
     item.stash[_RUN] = _Run()
     try:
         return (yield)
@@ -298,6 +299,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    __tracebackhide__ = True
     try:
         result = yield
     except BaseException as error:
@@ -328,6 +330,7 @@ def pytest_unittest_makereport(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    __tracebackhide__ = True
     try:
         return (yield)
     finally:

@@ -335,3 +335,52 @@ def test_after():
     assert f"run 3 llm_calls > 1 (+2)\n{section}{marked('article_writer', tree=tree)}\n{requests}====" in ran.out
     assert f"{section}{tree}\n{requests}1 failed, 2 passed in " in ran.out
     assert not [path.name for path in project.iterdir() if path.name.startswith("mlruns") or path.suffix == ".db"]
+
+
+BESIDE = """
+import socket
+import urllib.request
+
+import pytest
+from app import SAILS, app, model
+
+
+@pytest.fixture
+def vcr_config():
+    return {"record_mode": "none", "filter_headers": ["x-secret"], "match_on": ["method"]}
+
+
+def test_ours(agent_trace):
+    app.invoke(SAILS)
+    assert agent_trace.tokens == 4601
+
+
+@pytest.mark.vcr
+def test_theirs():
+    urllib.request.urlopen("http://search.example.com/q", timeout=2)
+
+
+@pytest.mark.block_network
+def test_blocked(agent_trace):
+    app.invoke(SAILS)
+    with socket.socket() as plain, pytest.raises(RuntimeError, match="Network is disabled"):
+        plain.connect(("127.0.0.1", 9))
+
+
+@pytest.mark.vcr
+def test_both(agent_trace):
+    app.invoke(SAILS)
+    model().invoke("Something else")
+"""
+
+
+@pytest.mark.parametrize("args", [(), ("--block-network",)])
+def test_pytest_recording_beside_us(project: Path, args: tuple[str, ...]) -> None:
+    (project / "test_beside.py").write_text(BESIDE)
+    plugins = ("pytest_agenttrace.plugin", "pytest_recording.plugin")
+    ran = run_pytest(project, *args, "--tb=short", env=environment(), plugins=plugins)
+    assert "2 failed, 2 passed" in ran.out, ran.out
+    assert "CannotOverwriteExistingCassetteException" in ran.out
+    assert "FAILED test_beside.py::test_theirs" in ran.out
+    assert "CassetteMiss: (no node), call 4: no recorded reply\n  POST gemini-2.5-flash:generateContent" in ran.out
+    assert not list(project.rglob("test_both.yaml"))
