@@ -1,4 +1,4 @@
-"""Replay and recording of Gemini calls from cassettes; the only importer of vcr.
+"""Replay and recording of Gemini calls from cassettes; with its rooms the only importer of vcr.
 
 vcrpy patches the HTTP clients; what is asked, matched, served and written is decided here. In replay a model call
 without a recorded reply raises `CassetteMiss`; nothing is sent but to loopback, and no model call even there.
@@ -7,7 +7,6 @@ without a recorded reply raises `CassetteMiss`; nothing is sent but to loopback,
 from __future__ import annotations
 
 import dataclasses
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from pytest_agenttrace.replay.cassette import (
     scrub_uri,
     shown_path,
 )
-from pytest_agenttrace.replay.clients import clients_kept
+from pytest_agenttrace.replay.clients import patched_clients
 from pytest_agenttrace.replay.credentials import dummy_credentials, token_reply
 from pytest_agenttrace.replay.grpc_channels import no_model_channels
 from pytest_agenttrace.replay.langsmith import quiet_langsmith
@@ -398,7 +397,7 @@ def open_cassette(
                 cassette._replies = stack.enter_context(no_waiting())
                 stack.enter_context(dummy_credentials())
             stack.enter_context(no_model_channels(cassette._refuse_channel))
-            stack.enter_context(_patched_clients(cassette))
+            stack.enter_context(patched_clients(cassette, cassette.recording))
             yield cassette
     finally:
         cassette._close()
@@ -416,55 +415,3 @@ def hold_back(late: Callable[[str], None]) -> AbstractContextManager[None] | Non
         return f"{text}: its test has ended"
 
     return guarded(lambda host, port: THREADS.owns_current() or local(host, port), refuse)
-
-
-@contextmanager
-def _patched_clients(cassette: GeminiCassette) -> Iterator[None]:
-    """vcrpy's patches of the HTTP clients, with every decision handed to `cassette`."""
-    from vcr import VCR, patch, stubs  # type: ignore[import-untyped]  # vcrpy has no types
-    from vcr.cassette import Cassette  # type: ignore[import-untyped]
-
-    class Delegate(Cassette):  # type: ignore[misc]  # untyped base
-        def can_play_response_for(self, request: Any) -> bool:
-            return cassette._admit(request)
-
-        def play_response(self, request: Any) -> dict[str, Any]:
-            return cassette._play(request)
-
-        def append(self, request: Any, response: Mapping[str, Any]) -> None:
-            cassette._keep(request, response)
-
-        def filter_request(self, request: Any) -> Any:
-            return None if cassette._passes(request) else request
-
-    class NoFile:
-        """The file is read and written elsewhere, once, and checked."""
-
-        @staticmethod
-        def load_cassette(cassette_path: Any, serializer: Any) -> tuple[list[Any], list[Any]]:
-            return [], []
-
-        @staticmethod
-        def save_cassette(cassette_path: Any, cassette_dict: Any, serializer: Any) -> None:
-            pass
-
-    vcr = VCR()
-    vcr.register_persister(NoFile)
-    mode = "all" if cassette.recording else "none"
-    config = vcr.get_merged_config(path=str(cassette.path), record_mode=mode)
-    spared = list(_in_process_transports())
-    with Delegate.use(**config):
-        for transport, method, original in spared:
-            setattr(transport, method, original)
-        with clients_kept(patch, stubs):
-            yield
-
-
-def _in_process_transports() -> Iterator[tuple[Any, str, Any]]:
-    """httpx transports that call a function or an application: vcrpy patches them too, and nothing is sent."""
-    for module in (sys.modules.get("httpx"), sys.modules.get("httpx2")):
-        for name in ("ASGITransport", "MockTransport", "WSGITransport"):
-            transport = getattr(module, name, None)
-            for method in ("handle_request", "handle_async_request"):
-                if transport is not None and method in vars(transport):
-                    yield transport, method, vars(transport)[method]
