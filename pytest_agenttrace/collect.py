@@ -40,17 +40,37 @@ def named_alone(item: pytest.Item, cassette: Path) -> bool:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput"):  # the controller knows
-        session.config.stash[SESSION].partial = _part_of(session.config)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    config = session.config
+    given = getattr(config, "workerinput", None)
+    found = config.stash[SESSION]
+    found.partial, folders = (_part_of(config), _folders(config)) if given is None else given[_PARTIAL]
+    found.folders = [Path(folder) for folder in folders]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """xdist: a worker is about to start; it cannot tell what was asked of the controller."""
+    node.workerinput[_PARTIAL] = _part_of(node.config), _folders(node.config)
+
+
+def _folders(config: pytest.Config) -> list[str]:
+    """The folders that were named on the command line; none of them is the whole suite."""
+    here = config.invocation_params.dir
+    named = config.args if config.args_source == config.ArgsSource.ARGS else []
+    folders = [(here / arg.partition("::")[0]).resolve() for arg in named]
+    return [] if config.rootpath.resolve() in folders else [str(folder) for folder in folders]
 
 
 def _part_of(config: pytest.Config) -> str | None:
-    """Why a command line does not ask for the whole suite; None where it does."""
+    """Why a command line does not ask for all tests in its folders; None where it does."""
     for arg in config.args:
         if "::" in arg or not (config.invocation_params.dir / arg).is_dir():
             return f"only {arg} was run"
-    return "--lf runs a part only" if getattr(config.option, "lf", False) else None
+    for option in ("lf", "ignore", "ignore_glob"):
+        if getattr(config.option, option, None):
+            return f"--{option.replace('_', '-')} leaves tests out"
+    return None
 
 
 @pytest.hookimpl(tryfirst=True, specname="pytest_collection_modifyitems")

@@ -13,8 +13,21 @@ from typing import Any, TypeVar
 from pytest_agenttrace.calls import Caller, ModelCall, Pricer, ToolCall, sum_cost, sum_duration, sum_tokens
 from pytest_agenttrace.usage import Cost, Tokens, UnknownTokens, Usage
 
-__all__ = ["Execution", "Origin", "Span", "fold", "inside", "last_span", "outer_of", "status_of", "tool_call"]
+__all__ = [
+    "MODEL_TYPES",
+    "Execution",
+    "Origin",
+    "Span",
+    "fold",
+    "inside",
+    "last_span",
+    "outer_of",
+    "status_of",
+    "tool_call",
+]
 
+# MLflow's types of spans that call a model.
+MODEL_TYPES = frozenset({"CHAT_MODEL", "LLM", "EMBEDDING"})
 # LangGraph ends a node by these exceptions without anything being wrong.
 _NOT_ERRORS = {
     "GraphInterrupt": "interrupted",

@@ -8,12 +8,11 @@ from itertools import chain
 from typing import Any
 
 from pytest_agenttrace.calls import Call, ModelCall, Pricer
-from pytest_agenttrace.execution import Execution, Span, fold, inside, outer_of, status_of
+from pytest_agenttrace.execution import MODEL_TYPES, Execution, Span, fold, inside, outer_of, status_of
 from pytest_agenttrace.trace import Trace
 
 __all__ = ["build_trace"]
 
-_MODEL_TYPES = frozenset({"CHAT_MODEL", "LLM", "EMBEDDING"})
 _MODEL_METHODS = frozenset(
     {"generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "predict"}
 )
@@ -134,7 +133,7 @@ class _Index:
         """
         found: dict[str, list[Span]] = {}
         for span in self.spans:
-            if span.namespace is None or span.name != span.node or span.type in _MODEL_TYPES | {"TOOL"}:
+            if span.namespace is None or span.name != span.node or span.type in MODEL_TYPES | {"TOOL"}:
                 continue
             if span.origin is not None:
                 continue
@@ -151,7 +150,7 @@ class _Index:
         def is_model(span: Span) -> bool:
             if span.span_id in claims:
                 return True
-            return span.type in _MODEL_TYPES and span.span_id not in around
+            return span.type in MODEL_TYPES and span.span_id not in around
 
         def repeats(span: Span) -> bool:
             # Wrong parents put one node below another: only what stands in the same place is a repetition.

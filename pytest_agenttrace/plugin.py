@@ -175,7 +175,8 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
     item, run = request.node, _run(request.node)
     path = _cassette_path(request, settings)
     marked = any("cassette" in layer for _, layer in marker_layers(item))
-    run.own = settings.cassette is None or (marked and named_alone(item, path.resolve()))
+    whole = request.config.stash[SESSION].knows_all(path)
+    run.own = settings.cassette is None or (marked and whole and named_alone(item, path.resolve()))
     record = bool(request.config.getoption("agenttrace_record"))
     opened = open_cassette(
         path,
@@ -184,7 +185,9 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
         hosts=settings.hosts,
         record=record,
         command=f"pytest {shlex.quote(item.nodeid)} --agenttrace-record",
+        keep_others=not run.own and not whole,
         late=request.config.stash[SESSION].late.append,
+        scratch=request.config.stash[SESSION].root,
     )
     try:
         with dummy_key(not record), opened as cassette:
@@ -240,7 +243,7 @@ def _cassette_path(request: pytest.FixtureRequest, settings: Settings) -> Path:
 
     item = request.node
     if settings.cassette is not None:
-        return Path(item.path.parent / settings.cassette)
+        return Path(os.path.normpath(item.path.parent / settings.cassette))
     root = request.config.rootpath
     module = item.path.relative_to(root) if item.path.is_relative_to(root) else _outside(item.path, root)
     classes = [node.name for node in item.listchain() if isinstance(node, pytest.Class)]
@@ -406,8 +409,9 @@ def _use(run: _Run, cassette: GeminiCassette) -> CassetteUse:
     """What is left of the cassette, for those that share it."""
     kinds = [name for name in ("allow", "warn") if (None, "unused") in getattr(run.settings.tolerance, name)]
     complete = run.ended and not cassette.misses and not cassette.recording
-    unused = {str(reply.number): reply.text for reply in cassette.unused} if complete else {}
-    return CassetteUse(cassette.shown, not run.own, complete, kinds[0] if kinds else "", unused)
+    unused = {str(reply.number): [reply.text, reply.request] for reply in cassette.unused} if complete else {}
+    used = cassette.used if complete and unused and not run.own else {}
+    return CassetteUse(str(cassette.path), not run.own, complete, kinds[0] if kinds else "", unused, used)
 
 
 def _is_unittest(item: pytest.Item) -> bool:

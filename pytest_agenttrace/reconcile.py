@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_agenttrace.calls import Call, ModelCall
+from pytest_agenttrace.execution import MODEL_TYPES
 from pytest_agenttrace.settings import Finding
 from pytest_agenttrace.trace import Span, Trace
 from pytest_agenttrace.usage import Usage, format_tokens
@@ -59,7 +60,7 @@ def find(evidence: Evidence) -> list[Finding]:
 
 def _witnesses(trace: Trace) -> list[Finding]:
     spans = {span.span_id: span for root in trace.roots for span in root.walk()}
-    found = _orphans([span for span in spans.values() if span.origin is not None])
+    found = _orphans([span for span in spans.values() if span.origin is not None and _beside_a_run(span, trace)])
     for called in trace.llm_calls:
         span = spans.get(called.span_id) if called.span_id is not None else None
         if called.call is not None and span is None:
@@ -69,6 +70,17 @@ def _witnesses(trace: Trace) -> list[Finding]:
         elif span is not None and span.usage is not None and _speaks_to_gemini(span):
             found.append(_uncalled(called, span))
     return found
+
+
+def _beside_a_run(span: Span, trace: Trace) -> bool:
+    """Whether a trace ought to be part of a run: a node has started it, or a model was called in a bare thread
+    while a graph was running, by whatever node had asked for it."""
+    if span.origin is None or span.origin.caller.namespace is not None:
+        return span.origin is not None
+    if span.type not in MODEL_TYPES:
+        return False
+    spans = [own for execution in trace.executions for own in execution.spans]
+    return any(own.start_ns <= span.start_ns <= (own.end_ns or span.start_ns) for own in spans)
 
 
 def _orphans(roots: Sequence[Span]) -> list[Finding]:

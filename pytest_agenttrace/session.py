@@ -37,7 +37,8 @@ class SharedMiss:
 
 @dataclass(frozen=True, slots=True)
 class CassetteUse:
-    """What one test left of its cassette. `unused` tells each reply nobody asked for, by its number.
+    """What one test left of its cassette. `unused` tells each reply nobody asked for, by its number, and for which
+    request it is; `used` how many replies to each request were asked for.
 
     `named` where the cassette is not the test's own by name, so that others may use the rest; `complete` where the
     test's body ended by itself without a miss, `tolerance` what it says of unused replies ("", "warn" or "allow").
@@ -47,17 +48,19 @@ class CassetteUse:
     named: bool
     complete: bool
     tolerance: str = ""
-    unused: Mapping[str, str] = field(default_factory=dict)
+    unused: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    used: Mapping[str, int] = field(default_factory=dict)
 
     def plain(self) -> list[Any]:
-        return [self.path, self.named, self.complete, self.tolerance, dict(self.unused)]
+        return [self.path, self.named, self.complete, self.tolerance, dict(self.unused), dict(self.used)]
 
 
 class Session:
     """One pytest process, and on xdist's controller the whole run.
 
-    `partial` says why the run is not the whole suite (None where it is): then nobody knows what else would have used
-    a shared cassette. `late` are requests that threads of tests made after these had ended.
+    `partial` says why the run is not all tests of `folders` (None where it is; no folders: of the whole suite): then
+    nobody knows what else would have used a shared cassette. `late` are requests that threads of tests made after
+    these had ended.
     """
 
     def __init__(self, basetemp: Callable[[], Path | None]) -> None:
@@ -65,6 +68,7 @@ class Session:
         self._temporary: TemporaryDirectory[str] | None = None
         self._factory: StoreFactory | None = None
         self.partial: str | None = None
+        self.folders: list[Path] = []
         self.late: list[str] = []
         self.warned: dict[str, int] = {}
         self._misses: dict[tuple[str, ...], dict[str, None]] = {}
@@ -75,12 +79,18 @@ class Session:
         from pytest_agenttrace.store import StoreFactory
 
         if self._factory is None:
-            root = self._basetemp()
-            if root is None:
-                self._temporary = TemporaryDirectory(prefix="pytest-agenttrace-")
-                root = Path(self._temporary.name)
-            self._factory = StoreFactory(root / "agenttrace")
+            self._factory = StoreFactory(self.root)
         return self._factory
+
+    @property
+    def root(self) -> Path:
+        """This process's own folder below pytest's temporary root."""
+        root = self._basetemp()
+        if root is None:
+            if self._temporary is None:
+                self._temporary = TemporaryDirectory(prefix="pytest-agenttrace-")
+            root = Path(self._temporary.name)
+        return root / "agenttrace"
 
     def sweep(self) -> None:
         """After a test's last fixture is torn down: put back variables that a late `monkeypatch` has restored."""
@@ -104,6 +114,12 @@ class Session:
             use = CassetteUse(*told["cassette"])
             self._uses.setdefault(use.path, {})[test] = use
 
+    def knows_all(self, cassette: Path) -> bool:
+        """Whether all tests that may use a cassette were to run: its folder, and with it theirs, was."""
+        return self.partial is None and (
+            not self.folders or any(cassette.resolve().is_relative_to(folder) for folder in self.folders)
+        )
+
     def used(self) -> set[Path]:
         """The cassettes that tests have opened, links resolved."""
         return {Path(path).resolve() for path in self._uses}
@@ -113,12 +129,12 @@ class Session:
         warned of. Nothing, where the run is a part of the suite or one of the tests did not end by itself."""
         failing: list[str] = []
         warned: list[str] = []
-        for path, uses in self._uses.items() if self.partial is None else ():
+        for path, uses in self._uses.items():
             shared = list(uses.values())
-            if not all(use.named and use.complete for use in shared) or any(u.tolerance == "allow" for u in shared):
+            judged = self.knows_all(Path(path)) and all(use.named and use.complete for use in shared)
+            if not judged or any(use.tolerance == "allow" for use in shared):
                 continue
-            left = [text for number, text in shared[0].unused.items() if all(number in use.unused for use in shared)]
-            if left:
+            if left := _nobody_asked_for(shared):
                 lines = warned if any(use.tolerance == "warn" for use in shared) else failing
                 lines.append(_unused_text(path, list(uses), left))
         return failing, warned
@@ -136,10 +152,34 @@ class Session:
             yield "\n".join(line for line in lines if line)
 
 
+def _nobody_asked_for(shared: Sequence[CassetteUse]) -> list[str]:
+    """Replies that no test asked for. Every test begins with the first of equal replies: each is one that others
+    have left to it."""
+    requests = {request for use in shared for request in use.used}
+    counts = {request: [use.used.get(request, 0) for use in shared] for request in requests}
+    spared = {request: sum(asked) - max(asked) for request, asked in counts.items()}
+    left: list[str] = []
+    for number, (text, request) in shared[0].unused.items():
+        if not all(number in use.unused for use in shared):
+            continue
+        if spared.get(request, 0) > 0:
+            spared[request] -= 1
+        else:
+            left.append(text)
+    return left
+
+
 def _unused_text(path: str, tests: Sequence[str], left: Sequence[str]) -> str:
     by = f"its {len(tests)} tests" if len(tests) > 1 else tests[0]
     replies = [f"  {text}" for text in left]
-    return "\n".join([f"{path}: {len(left)} recorded {_replies(left)} never asked for by {by} [unused]", *replies])
+    return "\n".join(
+        [f"{_shown(Path(path))}: {len(left)} recorded {_replies(left)} never asked for by {by} [unused]", *replies]
+    )
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else str(path)
 
 
 def _replies(left: Sequence[str]) -> str:

@@ -42,6 +42,8 @@ class Summary:
         verbosity = self._config.get_verbosity()
         # What fails the run is told in any case.
         lines = list(self._lines(verbosity)) if verbosity >= 0 else self._session.unused()[0]
+        if self._config.getoption("agenttrace_unused"):
+            lines += self._unused_cassettes()
         if lines:
             terminalreporter.section("agenttrace")
             for line in lines:
@@ -60,8 +62,6 @@ class Summary:
             counts["unused"] = counts.get("unused", 0) + len(warned)
         if counts:
             yield f"findings warned of: {', '.join(f'{kind} {count}' for kind, count in sorted(counts.items()))}"
-        if self._config.getoption("agenttrace_unused"):
-            yield from self._unused_cassettes()
 
     def _unused_cassettes(self) -> Iterator[str]:
         if self._session.partial is not None:

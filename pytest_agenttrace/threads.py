@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -39,6 +40,8 @@ class _Task:
 _started: WeakKeyDictionary[threading.Thread, _Origin] = WeakKeyDictionary()
 # What a pool's worker has in hand; it outlives the thread's own origin.
 _task = threading.local()
+# The test whose context this is: what is scheduled on another thread's event loop takes it along.
+_test_of: ContextVar[int] = ContextVar("agenttrace_test", default=0)
 
 
 def _origin() -> _Origin | None:
@@ -79,13 +82,15 @@ def caller_in_context() -> Caller:
 class Threads:
     """Which threads belong to the running test: all but those an earlier one left behind.
 
-    Workers of pools and threads that run an event loop are shared by tests and belong to each; what a worker
-    does belongs to the test that submitted it.
+    Workers of pools and threads that run an event loop are shared by tests and belong to each; what they do belongs
+    to the test that submitted or scheduled it.
     """
 
     def __init__(self) -> None:
         self._depth = 0
         self._test = 0
+        self._runner = 0
+        self._loops: WeakSet[threading.Thread] = WeakSet()
         self._pending: WeakSet[_Task] = WeakSet()
         self._before: WeakSet[threading.Thread] = WeakSet()
         self._restore: list[Callable[[], None]] = []
@@ -98,6 +103,8 @@ class Threads:
         self._depth += 1
         if self._depth == 1:
             self._test += 1
+            self._runner = threading.get_ident()
+            _test_of.set(self._test)
             self._before = WeakSet(threading.enumerate())
             self._patch()
         try:
@@ -109,33 +116,46 @@ class Threads:
                     restore()
                 self._restore.clear()
                 self._tell_apart()
+                _test_of.set(0)
 
     def owns_current(self) -> bool:
         """Whether what the calling thread does is none of a test's that has ended."""
+        test = self._test_of_current()
+        return not test or (self._depth > 0 and test == self._test)
+
+    def _test_of_current(self) -> int:
+        """The test whose work this is; 0 for nobody's, and for the thread that runs the tests."""
         given: _Origin | None = getattr(_task, "origin", None)
         if given is not None:
-            return self._depth > 0 and given.test == self._test
-        return threading.current_thread() not in self.stale
+            return given.test
+        thread = threading.current_thread()
+        if thread in self.stale:
+            return -1
+        return 0 if thread.ident == self._runner else _test_of.get()
 
     def left_behind(self) -> bool:
-        """Whether a test that has ended still has a thread or a submitted task that is not done."""
-        return len(self._pending) > 0 or any(thread.is_alive() for thread in self.stale)
+        """Whether a test that has ended may still have work under way: a thread, a task submitted to a pool, or
+        something on another thread's event loop."""
+        return len(self._pending) > 0 or any(thread.is_alive() for thread in (*self.stale, *self._loops))
 
     def _tell_apart(self) -> None:
         current = threading.current_thread()
         for thread in threading.enumerate():
-            if thread in self._before or thread is current:
+            if thread is current:
                 continue
-            self.born.add(thread)
-            if not _is_shared(thread):
-                self.stale.add(thread)
+            if _runs_event_loop(thread):
+                self._loops.add(thread)
+            if thread not in self._before:
+                self.born.add(thread)
+                if not _is_shared(thread):
+                    self.stale.add(thread)
 
     def _patch(self) -> None:
         start, submit = threading.Thread.start, ThreadPoolExecutor.submit
         threads = self
 
         def noted_start(thread: threading.Thread) -> None:
-            _started[thread] = _Origin(caller(), threads._test)
+            _started[thread] = _Origin(caller(), threads._test_of_current() or threads._test)
             start(thread)
 
         def noted_submit(pool: ThreadPoolExecutor, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -156,7 +176,7 @@ class Threads:
         self._restore.append(restore)
 
     def _noted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        origin, task = _Origin(caller(), self._test), _Task()
+        origin, task = _Origin(caller(), self._test_of_current() or self._test), _Task()
 
         def run(*args: Any, **kwargs: Any) -> Any:
             outer, _task.origin = getattr(_task, "origin", None), origin

@@ -108,6 +108,42 @@ def test_bare_threads_of_a_node_count_for_it(told: Told) -> None:
     )
 
 
+@inner("""
+import queue
+import threading
+
+from app import graph, write
+
+ASKED, ANSWERED = queue.Queue(), queue.Queue()
+
+
+def by_queue(state):
+    ASKED.put(state)
+    return ANSWERED.get(timeout=20)
+
+
+@pytest.mark.budget("write", tokens=1_000)
+def test_queue(agent_trace):
+    worker = threading.Thread(target=lambda: ANSWERED.put(write(ASKED.get(timeout=20))), name="worker")
+    worker.start()
+    graph(by_queue).invoke(SAILS)
+    worker.join()
+    assert agent_trace.tokens == 4601
+
+
+def test_graphs_in_threads_of_the_test(agent_trace):
+    worker = threading.Thread(target=app.invoke, args=(SAILS,))
+    worker.start()
+    worker.join()
+    assert agent_trace["write"].tokens == 1067
+""")
+def test_a_model_called_for_an_unknown_node_is_a_finding(told: Told) -> None:
+    assert told.outcomes == {"test_queue": "failed", "test_graphs_in_threads_of_the_test": "passed"}
+    assert told.text("test_queue").startswith(
+        "(no node): a trace outside of the run (ChatGoogleGenerativeAI, started in thread worker)\n"
+    )
+
+
 # Teardown
 
 
@@ -382,7 +418,7 @@ def test_a_shared_cassette_is_judged_over_all_its_tests(project: Path, workers: 
     assert ran.code == 1
     assert "2 passed" in ran.out
     quiet = run_pytest(project, "-q", *workers, env=environment())
-    assert summary(quiet) == summary(ran)
+    assert summary(quiet).startswith(summary(ran))
     head, reply = summary(ran).splitlines()
     assert head == "app.yaml: 1 recorded reply was never asked for by its 2 tests [unused]"
     assert reply == (
@@ -391,12 +427,61 @@ def test_a_shared_cassette_is_judged_over_all_its_tests(project: Path, workers: 
 
 
 @pytest.mark.parametrize(
-    "args", [("-k", "other"), ("test_shared.py::test_other",), ("test_shared.py",)], ids=["-k", "by name", "one file"]
+    ("args", "marked"),
+    [
+        (("-k", "other"), True),
+        (("test_shared.py::test_other",), True),
+        (("test_shared.py",), True),
+        (("--ignore=inner",), True),
+        (("inner",), True),
+        (("inner",), False),
+    ],
+    ids=["-k", "by name", "one file", "--ignore", "another folder", "another folder, by the fixture"],
 )
-def test_a_part_of_the_suite_judges_no_shared_cassette(project: Path, args: tuple[str, ...]) -> None:
+def test_a_part_of_the_suite_judges_no_shared_cassette(project: Path, args: tuple[str, ...], marked: bool) -> None:
     sharing(project, "research(SAILS)")
+    source = (project / "test_shared.py").read_text()
+    if marked:
+        source = source.replace("def test_", '@pytest.mark.agent_trace(cassette="app.yaml")\ndef test_')
+        (project / "test_shared.py").write_text(source)
+    (project / "inner").mkdir()
+    shutil.copy(project / "conftest.py", project / "inner")
+    conftest = (project / "inner" / "conftest.py").read_text()
+    (project / "inner" / "conftest.py").write_text(conftest.replace('"app.yaml"', '"../app.yaml"'))
+    (project / "inner" / "test_inner.py").write_text(source.replace('"app.yaml"', '"../app.yaml"'))
     ran = run_pytest(project, *args, env=environment())
     assert (ran.code, summary(ran)) == (0, ""), ran.out
+
+
+def test_equal_requests_of_several_tests_are_recorded_and_replayed(project: Path) -> None:
+    sharing(project, "model().invoke('Same')")
+    source = (project / "test_shared.py").read_text().replace("research(SAILS)", "model().invoke('Same')")
+    (project / "test_shared.py").write_text(source.replace("research, write", "model"))
+    (project / "app.yaml").unlink()
+    reply = Reply("It is.", usage={"promptTokenCount": 6, "candidatesTokenCount": 4})
+    with GeminiServer([reply, reply]) as server:
+        env = environment(key=True) | {"GOOGLE_GEMINI_BASE_URL": server.url}
+        assert run_pytest(project, "--agenttrace-record", env=env).code == 0
+    assert (project / "app.yaml").read_text().count("It is.") == 2
+    replayed = run_pytest(project, env=environment())
+    assert (replayed.code, summary(replayed)) == (0, ""), replayed.out
+    (project / "test_shared.py").write_text(source.partition("def test_other")[0].replace("research, write", "model"))
+    one_left = run_pytest(project, env=environment())
+    assert one_left.code == 1
+    said = "app.yaml: 1 recorded reply was never asked for by test_shared.py::test_research [unused]\n"
+    assert summary(one_left).startswith(said)
+
+
+def test_recording_a_part_of_a_shared_cassette_keeps_the_rest(project: Path) -> None:
+    sharing(project)
+    with GeminiServer([Reply("Anew.", usage={"promptTokenCount": 6, "candidatesTokenCount": 4})]) as server:
+        env = environment(key=True) | {"GOOGLE_GEMINI_BASE_URL": server.url}
+        ran = run_pytest(project, "--agenttrace-record", "test_shared.py::test_other", env=env)
+    assert ran.code == 0, ran.out
+    text = (project / "app.yaml").read_text()
+    assert (text.count("Notes."), text.count("An article."), text.count("Anew.")) == (1, 0, 1)
+    replayed = run_pytest(project, env=environment())
+    assert (replayed.code, summary(replayed)) == (0, ""), replayed.out
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -149,6 +150,50 @@ def test_a_task_left_to_a_pool_is_late_and_the_pool_is_not() -> None:
             go_on.set()
             assert (first.result(20), second.result(20)) == (False, True)
         assert not threads.left_behind()
+
+
+def test_a_coroutine_left_on_an_event_loop_is_late_and_the_loop_is_not() -> None:
+    threads, go_on = Threads(), threading.Event()
+    loop = asyncio.new_event_loop()
+    runner = threading.Thread(target=loop.run_forever)
+
+    async def late() -> bool:
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+        return threads.owns_current()
+
+    try:
+        with threads.following():
+            runner.start()
+            assert asyncio.run_coroutine_threadsafe(asyncio.sleep(0, threads.owns_current()), loop).result(20)
+            first = asyncio.run_coroutine_threadsafe(late(), loop)
+        assert threads.left_behind()
+        with threads.following():
+            second = asyncio.run_coroutine_threadsafe(late(), loop)
+            go_on.set()
+            assert (first.result(20), second.result(20)) == (False, True)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        runner.join(20)
+        loop.close()
+    assert not threads.left_behind()
+
+
+def test_what_late_work_starts_is_late_too() -> None:
+    threads, go_on, owned = Threads(), threading.Event(), list[bool]()
+
+    def late() -> None:
+        assert go_on.wait(20)
+        with ThreadPoolExecutor(1) as pool:
+            owned.append(pool.submit(threads.owns_current).result(20))
+
+    with threads.following():
+        thread = threading.Thread(target=late)
+        thread.start()
+    with threads.following():
+        go_on.set()
+        thread.join(20)
+    assert owned == [False]
 
 
 def test_a_cancelled_task_is_not_left_behind() -> None:

@@ -22,9 +22,11 @@ from pytest_agenttrace.ignoring import NOTHING_IGNORED, Ignore
 from pytest_agenttrace.network import Refusal, allowed, guarded
 from pytest_agenttrace.replay.cassette import (
     CassetteError,
+    CassetteFile,
     Interaction,
     cassette_path,
     check_writable,
+    load_cassette,
     reply_time,
     save_cassette,
     scrub_uri,
@@ -73,6 +75,7 @@ __all__ = [
 ]
 
 # What this process has recorded, by file and by the test's command.
+_OTHERS = "what was there before"
 _RECORDED: dict[Path, dict[str, tuple[list[Interaction], dict[str, Any]]]] = {}
 
 
@@ -103,6 +106,8 @@ class GeminiCassette:
         self.after_body = False
         # Whether nothing more will be asked.
         self.closing = False
+        # Whether what is not recorded anew stays in the file: other tests may ask for it.
+        self.keep_others = False
         self._command = command
         self._late = late if late is not None else lambda text: None
         self._closed = False
@@ -146,6 +151,11 @@ class GeminiCassette:
         return self._recordings.unused()
 
     @property
+    def used(self) -> dict[str, int]:
+        """How many recorded replies were asked for, by what names their request in `unused`."""
+        return self._recordings.used()
+
+    @property
     def passed_by(self) -> tuple[str, ...]:
         """Hosts that were spoken to while recording and are none of the model's: not written."""
         with self._lock:
@@ -162,11 +172,6 @@ class GeminiCassette:
         """How many requests and connections there were, answered or not."""
         with self._lock:
             return self._count + len(self._refused)
-
-    @property
-    def shown(self) -> str:
-        """The path as messages give it."""
-        return shown_path(self.path)
 
     def __repr__(self) -> str:
         state = "recording" if self.recording else "replaying"
@@ -308,8 +313,17 @@ class GeminiCassette:
             return
         # Tests that share a cassette record it together: each rerun replaces its own part.
         parts = _RECORDED.setdefault(self.path.resolve(), {})
+        if self.keep_others and not self._missing and _OTHERS not in parts:
+            before = load_cassette(self.path)
+            parts[_OTHERS] = (list(before.interactions), self._meta_of(before))
         parts[self._command] = (written, self._meta())
-        everything = [interaction for part, _ in parts.values() for interaction in part]
+        anew = {_key(found) for name, (part, _) in parts.items() if name != _OTHERS for found in part}
+        everything = [
+            interaction
+            for name, (part, _) in parts.items()
+            for interaction in part
+            if name != _OTHERS or _key(interaction) not in anew
+        ]
         save_cassette(self.path, everything, merged([meta for _, meta in parts.values()]))
 
     def _meta(self) -> dict[str, Any]:
@@ -320,6 +334,17 @@ class GeminiCassette:
             "models": sorted({call.endpoint.model for call in calls if call.endpoint.model is not None}),
             "packages": packages(),
             "origin": origin_of(self._hosts or {host_of(other.url) for other in self.others}),
+        }
+
+    def _meta_of(self, before: CassetteFile) -> dict[str, Any]:
+        """The provenance of what stays in the file."""
+        endpoints = [parse_endpoint(found.uri) for found in before.interactions]
+        recorded = before.recorded
+        return {
+            **self._meta(),
+            **({} if recorded is None else {"recorded": recorded.strftime("%Y-%m-%dT%H:%M:%SZ")}),
+            "models": [found.model for found in endpoints if found is not None and found.model is not None],
+            "origin": before.origin or "unknown",
         }
 
     def _miss(self, asked: Request, number: int, asking: Caller) -> Miss:
@@ -359,6 +384,10 @@ class GeminiCassette:
         return f"{text}: replay speaks to loopback only"
 
 
+def _key(interaction: Interaction) -> tuple[str, str, str, bytes]:
+    return read_request(interaction.method, interaction.uri, interaction.body).key("body")
+
+
 def _asked(request: Any) -> Request:
     body = read_body(request)
     # Recorded without the keys in it.
@@ -374,18 +403,22 @@ def open_cassette(
     ignore: Ignore = NOTHING_IGNORED,
     hosts: Sequence[str] = (),
     record: bool = False,
+    keep_others: bool = False,
     command: str = "",
     late: Callable[[str], None] | None = None,
+    scratch: Path | None = None,
 ) -> Iterator[GeminiCassette]:
     """One test's cassette, open for the length of the block; written at its end when recording.
 
     `match="order"` ignores bodies and serves what was recorded for a path in its order. `ignore` is what of a request
     is volatile, `hosts` what may be spoken to in replay beside loopback. `command` is what a miss
-    tells the user to run. `late` is told what threads of ended tests ask for. A missing file is no error here:
+    tells the user to run. `late` is told what threads of ended tests ask for; `scratch` is a
+    folder for what replay must write (by default a temporary one). A missing file is no error here:
     the first model call raises `CassetteMiss`. Raises `CassetteError` for a file that is no cassette, also before
     recording over it, and for a folder that cannot be written.
     """
     cassette = GeminiCassette(Path(path), match, ignore, hosts, record, command, late)
+    cassette.keep_others = keep_others
     if record:
         check_writable(cassette.path)
     try:
@@ -395,7 +428,7 @@ def open_cassette(
             if not record:
                 stack.enter_context(guarded(cassette._allows, cassette._refuse))
                 cassette._replies = stack.enter_context(no_waiting())
-                stack.enter_context(dummy_credentials())
+                stack.enter_context(dummy_credentials(scratch))
             stack.enter_context(no_model_channels(cassette._refuse_channel))
             stack.enter_context(patched_clients(cassette, cassette.recording))
             yield cassette

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,26 +34,29 @@ _TOKEN_URLS = frozenset(
 
 
 @contextmanager
-def dummy_credentials() -> Iterator[None]:
+def dummy_credentials(directory: Path | None = None) -> Iterator[None]:
     """Application default credentials that need no login, no metadata server and no refresh.
 
     They stand before those of gcloud and of the machine, and before a file that the environment names: a real login
-    would dial for its token. Afterwards the environment is as before, unless somebody else has changed it.
+    would dial for its token. The file lies in `directory`, by default in a temporary one of its own. Afterwards the
+    environment is as before, unless somebody else has changed it.
     """
     before = os.environ.get(VARIABLE)
-    descriptor, name = tempfile.mkstemp(prefix="agenttrace-", suffix=".json")
-    os.close(descriptor)
-    try:
-        Path(name).write_text(json.dumps(_USER), encoding="utf-8")
-        os.environ[VARIABLE] = name
-        yield
-    finally:
-        if os.environ.get(VARIABLE) == name:
-            os.environ.pop(VARIABLE)
-            if before is not None:
-                os.environ[VARIABLE] = before
-        with suppress(OSError):
-            Path(name).unlink()
+    with ExitStack() as stack:
+        if directory is None:
+            directory = Path(stack.enter_context(TemporaryDirectory(prefix="agenttrace-", ignore_cleanup_errors=True)))
+        path = directory / "credentials.json"
+        if not path.exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(_USER), encoding="utf-8")
+        os.environ[VARIABLE] = str(path)
+        try:
+            yield
+        finally:
+            if os.environ.get(VARIABLE) == str(path):
+                os.environ.pop(VARIABLE)
+                if before is not None:
+                    os.environ[VARIABLE] = before
 
 
 def token_reply(method: str, url: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import json
 import re
 import threading
 import zlib
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -62,6 +62,8 @@ class Unused:
     prompt: str
     node: str | None = None
     teardown: bool = False
+    # Equal for equal requests.
+    request: str = ""
 
     @property
     def text(self) -> str:
@@ -239,10 +241,25 @@ class Recordings:
     def unused(self) -> tuple[Unused, ...]:
         """Model calls nobody asked for. Counting tokens, files and caches are bookkeeping and not listed."""
         return tuple(
-            Unused(entry.number, endpoint, _prompt(entry.request.body), entry.node, entry.teardown)
+            Unused(
+                entry.number,
+                endpoint,
+                _prompt(entry.request.body),
+                entry.node,
+                entry.teardown,
+                self._name(entry.request),
+            )
             for entry in self._left()
             if (endpoint := entry.request.endpoint) and endpoint.model is not None and endpoint.method != "countTokens"
         )
+
+    def used(self) -> dict[str, int]:
+        """How many replies were asked for, by what names their request in `Unused`."""
+        left = {entry.number for entry in self._left()}
+        return dict(Counter(self._name(entry.request) for entry in self._entries if entry.number not in left))
+
+    def _name(self, request: Request) -> str:
+        return blake2b(repr(self._key(request)).encode(), digest_size=8).hexdigest()
 
     def nearest(self, asked: Request) -> tuple[str | None, list[str]]:
         """What was recorded instead of a request that has no reply, and the lines of a message that say so."""

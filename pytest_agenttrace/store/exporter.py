@@ -30,12 +30,13 @@ __all__ = ["Exporter", "Session"]
 
 
 def _origin() -> Origin | None:
-    """The node that starts a trace of its own; None where no node does."""
+    """Who starts a trace of its own: the node, the bare thread; None for the main thread outside of a graph."""
     in_context = caller_in_context()
     if in_context.namespace is not None:
         return Origin(in_context)
-    of_thread = caller_of_thread()
-    return Origin(of_thread, threading.current_thread().name) if of_thread.namespace is not None else None
+    thread = threading.current_thread()
+    # Where no node is known the thread is kept: a model called there may still be a node's doing.
+    return Origin(caller_of_thread(), thread.name) if thread is not threading.main_thread() else None
 
 
 class Session:
