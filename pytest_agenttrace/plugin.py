@@ -431,14 +431,15 @@ def pytest_runtest_makereport(
     if report.when == "teardown":
         setattr(report, TOLD, {"cassette": run.use.plain()} if run.use is not None else {})
     elif report.when == "call" or report.failed:
-        setattr(report, TOLD, _told(run))
+        setattr(report, TOLD, _told(run, report.failed))
         _explain(item, run, report)
     return report
 
 
-def _told(run: _Run) -> dict[str, Any]:
+def _told(run: _Run, failed: bool) -> dict[str, Any]:
     warned = [finding.kind for finding in run.verdict.warned] if run.verdict is not None else []
-    misses = {miss.cause: miss for miss in run.cassette.misses} if run.cassette is not None else {}
+    # What a test allows, or expects, is no news at the end.
+    misses = {miss.cause: miss for miss in run.cassette.misses} if failed and run.cassette is not None else {}
     return {"warned": warned, "misses": [SharedMiss(miss.cause, miss.advice).plain() for miss in misses.values()]}
 
 

@@ -362,6 +362,13 @@ def test_few_tests_with_one_miss_are_named_in_the_command(project: Path) -> None
     assert " agenttrace " not in run_pytest(project, "--tb=no", "-q", env=environment()).out
     one = run_pytest(project, "--tb=no", "-k", "0", env=environment())
     assert summary(one) == ""
+    source = EDITED.replace("COUNT", "2").replace(
+        "    app.invoke", "    with pytest.raises(BaseException):\n        app.invoke"
+    )
+    marked = source.replace("def test", '@pytest.mark.agent_trace(allow=["missing"])\ndef test')
+    (project / "test_many.py").write_text(marked)
+    allowed = run_pytest(project, env=environment())
+    assert (allowed.code, summary(allowed)) == (0, "")
 
 
 @inner("""
