@@ -384,3 +384,14 @@ def test_pytest_recording_beside_us(project: Path, args: tuple[str, ...]) -> Non
     assert "FAILED test_beside.py::test_theirs" in ran.out
     assert "CassetteMiss: (no node), call 4: no recorded reply\n  POST gemini-2.5-flash:generateContent" in ran.out
     assert not list(project.rglob("test_both.yaml"))
+
+
+def test_modules_of_one_name_outside_of_rootdir_are_told_apart() -> None:
+    from pytest_agenttrace.plugin import _outside
+
+    root = Path("/project/suite")
+    found = [_outside(Path(f"/project/{folder}/test_it.py"), root) for folder in ("one", "other")]
+    assert [path.name for path in found] == ["test_it.py"] * 2
+    assert found[0].parent != found[1].parent
+    # The same wherever the project lies.
+    assert found[0] == _outside(Path("/elsewhere/one/test_it.py"), Path("/elsewhere/suite"))
