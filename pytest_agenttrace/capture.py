@@ -235,7 +235,12 @@ def _composed(cassette: Path, settings: Settings, record: bool, root: Path) -> I
             factory.open("capture", autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline) as store,
             dummy_key(not record),
             open_cassette(
-                cassette, match=settings.match, ignore=settings.ignore, hosts=settings.hosts, record=record
+                cassette,
+                match=settings.match,
+                ignore=settings.ignore,
+                hosts=settings.hosts,
+                record=record,
+                scratch=root,
             ) as tape,
         ):
             try:

@@ -22,7 +22,7 @@ import pytest
 from pytest_agenttrace import collect
 from pytest_agenttrace.collect import LIMITS, SESSION, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
-from pytest_agenttrace.session import CassetteUse, Session, SharedMiss
+from pytest_agenttrace.session import CassetteUse, Session
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 from pytest_agenttrace.summary import TOLD, Summary
 from pytest_agenttrace.usage import explain_comparison
@@ -440,7 +440,7 @@ def _told(run: _Run, failed: bool) -> dict[str, Any]:
     warned = [finding.kind for finding in run.verdict.warned] if run.verdict is not None else []
     # What a test allows, or expects, is no news at the end.
     misses = {miss.cause: miss for miss in run.cassette.misses} if failed and run.cassette is not None else {}
-    return {"warned": warned, "misses": [SharedMiss(miss.cause, miss.advice).plain() for miss in misses.values()]}
+    return {"warned": warned, "misses": [[miss.cause, miss.advice] for miss in misses.values()]}
 
 
 def _plain(value: object) -> object:

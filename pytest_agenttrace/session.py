@@ -18,21 +18,10 @@ from pytest_agenttrace.environment import sweep_key
 if TYPE_CHECKING:
     from pytest_agenttrace.store import StoreFactory
 
-__all__ = ["CassetteUse", "Session", "SharedMiss"]
+__all__ = ["CassetteUse", "Session"]
 
 # Names and commands are listed up to here; `-v` lists all names.
 _NAMES, _NODES, _FILES = 5, 3, 5
-
-
-@dataclass(frozen=True, slots=True)
-class SharedMiss:
-    """A request without a recorded reply, as all tests tell it that miss it alike: `cause` in one line or more."""
-
-    cause: str
-    command: str = ""
-
-    def plain(self) -> list[str]:
-        return [self.cause, self.command]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +83,10 @@ class Session:
 
     def sweep(self) -> None:
         """After a test's last fixture is torn down: put back variables that a late `monkeypatch` has restored."""
-        sweep_key()
         if self._factory is not None:
             self._factory.sweep()
+        else:
+            sweep_key()
 
     def close(self) -> None:
         if self._factory is not None:
@@ -105,7 +95,7 @@ class Session:
             self._temporary.cleanup()
 
     def tell(self, test: str, told: Mapping[str, Any]) -> None:
-        """What one test's report carries: `warned` kinds, `misses`, `cassette`."""
+        """What one test's report carries: `warned` kinds, `misses` (cause and advice), `cassette`."""
         for kind in told.get("warned", ()):
             self.warned[kind] = self.warned.get(kind, 0) + 1
         for miss in told.get("misses", ()):
@@ -141,14 +131,14 @@ class Session:
 
     def groups(self, *, all_names: bool, last_failed: bool) -> Iterator[str]:
         """One text for each miss that several tests have in common; `last_failed` where `--lf` would repeat them."""
-        for (cause, command), tests in self._misses.items():
+        for (cause, advice), tests in self._misses.items():
             if len(tests) < 2:
                 continue
             head, _, evidence = cause.partition("\n")
             lines = [f"CassetteMiss in {len(tests)} tests: {head}", *evidence.splitlines()]
             lines.append(f"  in {_listed(list(tests), len(tests) if all_names else _NAMES)}")
-            if command:
-                lines += [f"  {command}", f"    {_command(list(tests), last_failed)}"]
+            if advice:
+                lines += [f"  {advice}", f"    {_command(list(tests), last_failed)}"]
             yield "\n".join(line for line in lines if line)
 
 

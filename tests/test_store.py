@@ -39,6 +39,7 @@ from pytest_agenttrace.store import (
     redirect,
     redirect_at_import,
 )
+from pytest_agenttrace.threads import THREADS
 from pytest_agenttrace.usage import Usage
 
 
@@ -600,13 +601,13 @@ def test_a_thread_that_starts_late_is_never_seen(factory: StoreFactory, between:
 
     def late() -> None:
         assert start.wait(20)
-        owned.append(second.owns_current_thread() if not between else None)
+        owned.append(THREADS.owns_current() if not between else None)
         two_nodes().invoke({"text": ""})
         mlflow.trace(lambda: 1, name="late")()
 
-    with factory.open("first") as first:
+    with factory.open("first"):
         thread = in_thread(late)
-        assert first.owns_current_thread()
+        assert THREADS.owns_current()
     if between:
         start.set()
         thread.join(20)
@@ -617,7 +618,7 @@ def test_a_thread_that_starts_late_is_never_seen(factory: StoreFactory, between:
         assert not thread.is_alive()
         two_nodes().invoke({"text": ""})
         assert names(second) == RUN
-        assert second.owns_current_thread()
+        assert THREADS.owns_current()
         assert second.foreign_threads == (() if between else ("left-behind",))
     assert owned == [None if between else False]
 

@@ -198,10 +198,10 @@ class GeminiCassette:
         recorded is replayed, strictly."""
         if self.recording or token_reply(request.method, request.uri) is not None:
             return False
-        asked = _asked(request)
-        if asked.endpoint is not None and (asked.endpoint.model is not None or not loopback(host_of(request.uri))):
+        endpoint = parse_endpoint(request.uri)
+        if endpoint is not None and (endpoint.model is not None or not loopback(host_of(request.uri))):
             return False
-        return not self._recordings.holds(asked) and not self._others.strict(request.uri)
+        return not self._recordings.holds(_asked(request)) and not self._others.strict(request.uri)
 
     def _play(self, request: Any) -> dict[str, Any]:
         self._refuse_late(request)

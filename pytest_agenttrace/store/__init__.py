@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_agenttrace.environment import sweep_key
 from pytest_agenttrace.execution import Span
+from pytest_agenttrace.importing import after_import
 from pytest_agenttrace.store.database import EXPERIMENT, Database, StoreError, cache_directory, without_durability
 from pytest_agenttrace.store.exporter import Exporter, Session
 from pytest_agenttrace.store.mlflow_state import CLIENT, Autolog, direct, genuine, muted, set_aside, sweep
-from pytest_agenttrace.store.redirect import Redirect, after_import, mask, put_in_force
+from pytest_agenttrace.store.redirect import Redirect, mask, put_in_force
 from pytest_agenttrace.store.spans import read_span
 from pytest_agenttrace.threads import THREADS
 
@@ -91,10 +92,6 @@ class MlflowStore:
     def foreign_threads(self) -> tuple[str, ...]:
         """Names of the threads left by earlier tests whose traces were started in this one and dropped."""
         return tuple(dict.fromkeys(self._session.foreign)) if self._session is not None else ()
-
-    def owns_current_thread(self) -> bool:
-        """Whether the calling thread is this test's, and not left behind by an earlier one."""
-        return not self._closed and THREADS.owns_current()
 
     def drain(self, timeout: float = 30.0) -> None:
         """Wait until every span that has ended is stored. StoreError after `timeout` seconds."""

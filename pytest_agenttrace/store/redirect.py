@@ -7,13 +7,11 @@ functions keep their identity and change their code, so that it does not matter 
 from __future__ import annotations
 
 import contextlib
-import importlib.abc
-import importlib.machinery
 import inspect
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from os import environ
 from pathlib import Path
@@ -28,7 +26,7 @@ from pytest_agenttrace.store.mlflow_state import (
     give_provider,
 )
 
-__all__ = ["Redirect", "after_import", "mask", "put_in_force"]
+__all__ = ["Redirect", "mask", "put_in_force"]
 
 _PASSWORD = re.compile(r"(://[^:@/\s'\"]*:)[^@/\s'\"]+@")
 _SECRET = re.compile(r"((?:password|passwd|token|secret)=)[^&\s'\"]+", re.IGNORECASE)
@@ -196,50 +194,3 @@ def put_in_force(asked: Mapping[str, Any]) -> None:
             environ[variable] = uri
         else:
             environ.pop(variable, None)
-
-
-@contextmanager
-def after_import(name: str, then: Callable[[], None]) -> Iterator[None]:
-    """Call `then` as soon as a module that is not imported yet has been imported, if ever."""
-    finder = _Finder(name, then)
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.meta_path.remove(finder)
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, name: str, then: Callable[[], None]) -> None:
-        self._name = name
-        self._then = then
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self._name:
-            return None
-        for finder in sys.meta_path:
-            if finder is not self and (spec := finder.find_spec(fullname, path, target)) is not None:
-                if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, self._then)
-                return spec
-        return None
-
-
-class _Loader(importlib.abc.Loader):
-    def __init__(self, loader: Any, then: Callable[[], None]) -> None:
-        self._loader = loader
-        self._then = then
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
-        module: types.ModuleType | None = self._loader.create_module(spec)
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        self._then()
