@@ -142,10 +142,11 @@ def _left_over(cassette: GeminiCassette | None, own: bool) -> list[Unused]:
 
 
 def _grouped(misses: Sequence[Miss]) -> list[tuple[str | None, str]]:
-    """One text for the misses of a node that differ from what was recorded in the same way."""
+    """One text for the misses of a node that differ from what was recorded in the same way: one edit of a template,
+    in a fan-out or a loop."""
     alike: dict[tuple[str | None, str], list[Miss]] = {}
     for miss in misses:
-        alike.setdefault((miss.caller.node, miss.cause), []).append(miss)
+        alike.setdefault((miss.caller.node, miss.edit), []).append(miss)
     return [(node, _with_others(found)) for (node, _), found in alike.items()]
 
 

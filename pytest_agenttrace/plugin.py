@@ -439,8 +439,8 @@ def pytest_runtest_makereport(
 def _told(run: _Run, failed: bool) -> dict[str, Any]:
     warned = [finding.kind for finding in run.verdict.warned] if run.verdict is not None else []
     # What a test allows, or expects, is no news at the end.
-    misses = {miss.cause: miss for miss in run.cassette.misses} if failed and run.cassette is not None else {}
-    return {"warned": warned, "misses": [[miss.cause, miss.advice] for miss in misses.values()]}
+    misses = run.cassette.misses if failed and run.cassette is not None else ()
+    return {"warned": warned, "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses]}
 
 
 def _plain(value: object) -> object:

@@ -44,6 +44,16 @@ class CassetteUse:
         return [self.path, self.named, self.complete, self.tolerance, dict(self.unused), dict(self.used)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Edit:
+    """Misses that one edit has caused: the first of them in words, and where it was met."""
+
+    cause: str
+    advice: str
+    nodes: dict[str, None] = field(default_factory=dict)
+    tests: dict[str, None] = field(default_factory=dict)
+
+
 class Session:
     """One pytest process, and on xdist's controller the whole run.
 
@@ -60,7 +70,7 @@ class Session:
         self.folders: list[Path] = []
         self.late: list[str] = []
         self.warned: dict[str, int] = {}
-        self._misses: dict[tuple[str, ...], dict[str, None]] = {}
+        self._misses: dict[tuple[str, str], _Edit] = {}
         self._uses: dict[str, dict[str, CassetteUse]] = {}
 
     def factory(self) -> StoreFactory:
@@ -95,11 +105,12 @@ class Session:
             self._temporary.cleanup()
 
     def tell(self, test: str, told: Mapping[str, Any]) -> None:
-        """What one test's report carries: `warned` kinds, `misses` (cause and advice), `cassette`."""
+        """What one test's report carries: `warned` kinds, `misses` (edit, node, cause, advice), `cassette`."""
         for kind in told.get("warned", ()):
             self.warned[kind] = self.warned.get(kind, 0) + 1
-        for miss in told.get("misses", ()):
-            self._misses.setdefault(tuple(miss), {})[test] = None
+        for edit, node, cause, advice in told.get("misses", ()):
+            found = self._misses.setdefault((edit, advice), _Edit(cause, advice))
+            found.tests[test] = found.nodes[node or "(no node)"] = None
         if "cassette" in told:
             use = CassetteUse(*told["cassette"])
             self._uses.setdefault(use.path, {})[test] = use
@@ -131,14 +142,17 @@ class Session:
 
     def groups(self, *, all_names: bool, last_failed: bool) -> Iterator[str]:
         """One text for each miss that several tests have in common; `last_failed` where `--lf` would repeat them."""
-        for (cause, advice), tests in self._misses.items():
+        for edit in self._misses.values():
+            tests = list(edit.tests)
             if len(tests) < 2:
                 continue
-            head, _, evidence = cause.partition("\n")
-            lines = [f"CassetteMiss in {len(tests)} tests: {head}", *evidence.splitlines()]
-            lines.append(f"  in {_listed(list(tests), len(tests) if all_names else _NAMES)}")
-            if advice:
-                lines += [f"  {advice}", f"    {_command(list(tests), last_failed)}"]
+            head, _, evidence = edit.cause.partition("\n")
+            problem = head.removeprefix(f"{next(iter(edit.nodes))}: ")
+            nodes = _listed(list(edit.nodes), len(edit.nodes) if all_names else _NAMES)
+            lines = [f"CassetteMiss in {len(tests)} tests: {nodes}: {problem}", *evidence.splitlines()]
+            lines.append(f"  in {_listed(tests, len(tests) if all_names else _NAMES)}")
+            if edit.advice:
+                lines += [f"  {edit.advice}", f"    {_command(tests, last_failed)}"]
             yield "\n".join(line for line in lines if line)
 
 

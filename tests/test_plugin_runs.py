@@ -354,6 +354,55 @@ def test_one_edit_that_breaks_many_tests_is_one_difference(project: Path, worker
     assert way_out == ["  If the prompt changed on purpose, record again:", "    pytest --lf --agenttrace-record"]
 
 
+TEMPLATES = """
+from typing import Annotated, TypedDict
+import operator
+
+import pytest
+from app import model
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import Send
+from prompts import TEMPLATE
+
+
+class State(TypedDict):
+    topics: list[str]
+    facts: Annotated[list[str], operator.add]
+
+
+async def look_up(state):
+    return {"facts": [str((await model().ainvoke(TEMPLATE.format(**state))).content)]}
+
+
+graph = StateGraph(State)
+graph.add_node("look_up", look_up)
+graph.add_conditional_edges(START, lambda state: [Send("look_up", {"topic": topic}) for topic in state["topics"]])
+graph.add_edge("look_up", END)
+app = graph.compile()
+
+
+@pytest.mark.parametrize("pair", [("solar sails", "red kites"), ("old looms", "ion drives")], ids=["a", "b"])
+def test_facts(agent_trace, pair):
+    import asyncio
+
+    asyncio.run(app.ainvoke({"topics": [*pair]}))
+"""
+
+
+def test_an_edit_of_a_template_is_one_difference_whatever_its_other_words(project: Path) -> None:
+    (project / "prompts.py").write_text('TEMPLATE = "List 3 facts on {topic}, in short sentences"')
+    (project / "test_fan_out.py").write_text(TEMPLATES)
+    with GeminiServer({"facts": Reply("Some.")}) as server:
+        env = environment(key=True) | {"GOOGLE_GEMINI_BASE_URL": server.url}
+        recorded = run_pytest(project, "--agenttrace-record", env=env)
+    assert recorded.code == 0, recorded.out
+    (project / "prompts.py").write_text('TEMPLATE = "List 4 facts on {topic}, in short sentences"')
+    ran = run_pytest(project, env=environment())
+    assert ran.out.count("[-3-]{+4+}") == 3, ran.out
+    assert "look_up, call 1: no recorded reply\n  the same for call 2\n" in ran.out
+    assert summary(ran).startswith("CassetteMiss in 2 tests: look_up: no recorded reply\n")
+
+
 def test_few_tests_with_one_miss_are_named_in_the_command(project: Path) -> None:
     (project / "test_many.py").write_text(EDITED.replace("COUNT", "2"))
     ran = run_pytest(project, "--tb=no", env=environment())

@@ -14,6 +14,8 @@ __all__ = ["CassetteMiss", "Miss", "word_miss"]
 AGAIN = "If the prompt changed on purpose, record again:"
 FIRST = "Record it:"
 _NUMBER = re.compile(r"(?<=nearest recorded: )call \d+, ")
+_CHANGE = re.compile(r"\[-.*?-\]|\{\+.*?\+\}")
+_INDEX = re.compile(r"\[\d+\]")
 
 
 class CassetteMiss(BaseException):
@@ -37,7 +39,8 @@ class CassetteMiss(BaseException):
 class Miss:
     """A request without a recorded reply. `number` is its place among the test's calls, answered or not;
     `nearest` says what was recorded instead; `text` is all of it. `cause` is what is left without the test and its
-    numbers, equal where one change has caused many misses; `advice` is the line before the command, "" for none."""
+    numbers; `edit` what is left without the node and the words round a change, equal where one edit of a prompt has
+    caused many misses; `advice` is the line before the command, "" for none."""
 
     caller: Caller
     number: int
@@ -45,6 +48,7 @@ class Miss:
     nearest: str | None
     text: str
     cause: str
+    edit: str
     advice: str
 
 
@@ -62,5 +66,15 @@ def word_miss(
     node = asking.node or "(no node)"
     way_out = [advice, f"  {command}"] if advice and command else []
     text = "\n  ".join([f"{node}, call {number}: {problem}", *evidence, *way_out])
-    cause = "\n  ".join([f"{node}: {problem}", *(_NUMBER.sub("", line) for line in evidence)])
-    return Miss(asking, number, endpoint, nearest, text, cause, advice if way_out else "")
+    seen = [_NUMBER.sub("", line) for line in evidence]
+    cause = "\n  ".join([f"{node}: {problem}", *seen])
+    return Miss(asking, number, endpoint, nearest, text, cause, _edit(problem, seen), advice if way_out else "")
+
+
+def _edit(problem: str, evidence: Sequence[str]) -> str:
+    """The words that changed, without those round them: a template's other words are different in each test, and so
+    are dates and ids."""
+    volatile = any("differs only by" in line for line in evidence)
+    changes = [(line, "".join(_CHANGE.findall(line))) for line in evidence]
+    lines = [change or line for line, change in changes if not (volatile and change)]
+    return "\n".join([problem, *(_INDEX.sub("[]", line) for line in lines)])
