@@ -188,6 +188,7 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
         keep_others=not run.own and not whole,
         late=request.config.stash[SESSION].late.append,
         scratch=request.config.stash[SESSION].root,
+        filters=_vcr_config(request),
     )
     try:
         with dummy_key(not record), opened as cassette:
@@ -198,6 +199,15 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
     finally:
         _hold_back(request.config)
+
+
+def _vcr_config(request: pytest.FixtureRequest) -> Mapping[str, Any]:
+    """What pytest-recording's users filter out of their cassettes, where it is installed."""
+    beside = request.config.pluginmanager.hasplugin("recording") or request.config.pluginmanager.hasplugin(
+        "pytest_recording.plugin"
+    )
+    found = request.getfixturevalue("vcr_config") if beside else {}
+    return found if isinstance(found, Mapping) else {}
 
 
 def _hold_back(config: pytest.Config) -> None:

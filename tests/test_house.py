@@ -20,8 +20,9 @@ FLOORS = (
     ("capture", "session"),
     ("store", "replay", "prices", "budget", "reconcile", "forest", "gemini_server"),
     # Behind the store and behind replay.
-    ("store.exporter", "store.redirect", "store.spans", "replay.recording", "replay.others"),
-    ("store.database", "replay.matching"),
+    ("store.exporter", "store.redirect", "store.spans", "replay.filters", "replay.others"),
+    ("store.database", "replay.recording"),
+    ("replay.matching",),
     ("store.mlflow_state", "replay.cassette", "replay.misses"),
     ("replay.reading", "replay.mismatch", "replay.retries", "replay.clients", "replay.credentials"),
     ("replay.grpc_channels", "replay.langsmith"),

@@ -345,14 +345,24 @@ import pytest
 from app import SAILS, app, model
 
 
+def without_session(request):
+    request.body = (request.body or b"").replace(b"(session 17)", b"")
+    return request
+
+
 @pytest.fixture
 def vcr_config():
-    return {"record_mode": "none", "filter_headers": ["x-secret"], "match_on": ["method"]}
+    filters = {"filter_headers": ["x-secret"], "before_record_request": without_session}
+    return {"record_mode": "none", "match_on": ["method"], **filters}
 
 
 def test_ours(agent_trace):
     app.invoke(SAILS)
     assert agent_trace.tokens == 4601
+
+
+def test_filtered(agent_trace):
+    app.invoke({**SAILS, "topic": "solar (session 17)sails"})
 
 
 @pytest.mark.vcr
@@ -379,7 +389,7 @@ def test_pytest_recording_beside_us(project: Path, args: tuple[str, ...]) -> Non
     (project / "test_beside.py").write_text(BESIDE)
     plugins = ("pytest_agenttrace.plugin", "pytest_recording.plugin")
     ran = run_pytest(project, *args, "--tb=short", env=environment(), plugins=plugins)
-    assert "2 failed, 2 passed" in ran.out, ran.out
+    assert "2 failed, 3 passed" in ran.out, ran.out
     assert "CannotOverwriteExistingCassetteException" in ran.out
     assert "FAILED test_beside.py::test_theirs" in ran.out
     assert "CassetteMiss: (no node), call 4: no recorded reply\n  POST gemini-2.5-flash:generateContent" in ran.out

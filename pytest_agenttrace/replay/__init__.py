@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -34,6 +35,7 @@ from pytest_agenttrace.replay.cassette import (
 )
 from pytest_agenttrace.replay.clients import patched_clients
 from pytest_agenttrace.replay.credentials import dummy_credentials, token_reply
+from pytest_agenttrace.replay.filters import Filters
 from pytest_agenttrace.replay.grpc_channels import no_model_channels
 from pytest_agenttrace.replay.langsmith import quiet_langsmith
 from pytest_agenttrace.replay.matching import (
@@ -99,6 +101,7 @@ class GeminiCassette:
         recording: bool,
         command: str,
         late: Callable[[str], None] | None,
+        filters: Mapping[str, Any],
     ) -> None:
         self.path = path
         self.recording = recording
@@ -110,6 +113,7 @@ class GeminiCassette:
         self.keep_others = False
         self._command = command
         self._late = late if late is not None else lambda text: None
+        self._filters = Filters(filters)
         self._closed = False
         self._given_up = False
         found = read_recordings(path)
@@ -201,13 +205,13 @@ class GeminiCassette:
         endpoint = parse_endpoint(request.uri)
         if endpoint is not None and (endpoint.model is not None or not loopback(host_of(request.uri))):
             return False
-        return not self._recordings.holds(_asked(request)) and not self._others.strict(request.uri)
+        return not self._recordings.holds(self._asked(request)) and not self._others.strict(request.uri)
 
     def _play(self, request: Any) -> dict[str, Any]:
         self._refuse_late(request)
         if (token := token_reply(request.method, request.uri)) is not None:
             return token
-        asked, asking = _asked(request), caller()
+        asked, asking = self._asked(request), caller()
         with self._lock:  # at once: equal requests are numbered in the order of their replies
             entry = self._recordings.take(asked)
             number = self._next() if entry is None or asked.endpoint is not None else 0
@@ -241,8 +245,11 @@ class GeminiCassette:
         if not self.recording or self._closed:
             return
         host, endpoint = host_of(request.uri), parse_endpoint(request.uri)
+        filtered = self._filters.written(request, response)
+        if filtered is None:
+            return
         if endpoint is None and self._others.names(request.uri):
-            self._keep_other(request, response)
+            self._keep_other(*filtered)
             return
         if endpoint is None or (endpoint.model is None and not google(host) and not loopback(host)):
             with self._lock:
@@ -253,7 +260,7 @@ class GeminiCassette:
         duration = None if started is None else time.perf_counter() - started
         asking = caller()
         interaction = dataclasses.replace(
-            read_exchange(request, response, duration), node=asking.node, teardown=self.after_body
+            read_exchange(*filtered, duration), node=asking.node, teardown=self.after_body
         )
         now = datetime.now(UTC)
         call = read_call(
@@ -360,6 +367,13 @@ class GeminiCassette:
         said = [str(asked), *evidence]
         return word_miss(asking, number, asked.endpoint, "no recorded reply", nearest, said, AGAIN, self._command)
 
+    def _asked(self, request: Any) -> Request:
+        filtered = self._filters.asked(request)
+        body = read_body(filtered)
+        # Recorded without the keys in it.
+        body = without_keys(decode_body(body)) if parse_endpoint(request.uri) is None else body
+        return read_request(filtered.method, filtered.uri, body)
+
     def _refuse_channel(self, host: str) -> NoReturn:
         asking, number = caller(), self._next()
         said = [
@@ -388,13 +402,6 @@ def _key(interaction: Interaction) -> tuple[str, str, str, bytes]:
     return read_request(interaction.method, interaction.uri, interaction.body).key("body")
 
 
-def _asked(request: Any) -> Request:
-    body = read_body(request)
-    # Recorded without the keys in it.
-    body = without_keys(decode_body(body)) if parse_endpoint(request.uri) is None else body
-    return read_request(request.method, request.uri, body)
-
-
 @contextmanager
 def open_cassette(
     path: Path,
@@ -407,17 +414,18 @@ def open_cassette(
     command: str = "",
     late: Callable[[str], None] | None = None,
     scratch: Path | None = None,
+    filters: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[GeminiCassette]:
     """One test's cassette, open for the length of the block; written at its end when recording.
 
     `match="order"` ignores bodies and serves what was recorded for a path in its order. `ignore` is what of a request
     is volatile, `hosts` what may be spoken to in replay beside loopback. `command` is what a miss
     tells the user to run. `late` is told what threads of ended tests ask for; `scratch` is a
-    folder for what replay must write (by default a temporary one). A missing file is no error here:
-    the first model call raises `CassetteMiss`. Raises `CassetteError` for a file that is no cassette, also before
+    folder for what replay must write (by default a temporary one); `filters` a `vcr_config`. A missing file is no error
+    here: the first model call raises `CassetteMiss`. Raises `CassetteError` for a file that is no cassette, also before
     recording over it, and for a folder that cannot be written.
     """
-    cassette = GeminiCassette(Path(path), match, ignore, hosts, record, command, late)
+    cassette = GeminiCassette(Path(path), match, ignore, hosts, record, command, late, filters)
     cassette.keep_others = keep_others
     if record:
         check_writable(cassette.path)
