@@ -51,8 +51,9 @@ _REACH: Final = 100
 _UUID = re.compile(
     r"(?<![0-9A-Za-z])(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})(?![0-9A-Za-z])", re.IGNORECASE
 )
-# The kinds that have names.
+# The kinds that have names, and other words for them.
 VOLATILE: Final = ("date", "uuid")
+_MEANT: Final = {"date": "date", "datetime": "date", "uuid": "uuid", "guid": "uuid"}
 
 _NAME = r"[A-Za-z_$][A-Za-z0-9_$-]*"
 _PATH = re.compile(rf"{_NAME}(?:\[(?:\d+|\*)\])*(?:\.{_NAME}(?:\[(?:\d+|\*)\])*)*")
@@ -112,6 +113,8 @@ def read_ignore(values: object, key: str = "ignore") -> tuple[Ignore, tuple[str,
     for value in values:
         if not isinstance(value, str):
             problems.append(f"{key}: {value!r} is {type(value).__name__}, not text")
+        elif (kind := _MEANT.get(value.strip().lower().rstrip("s"))) is not None and value != kind:
+            problems.append(f"{key}: unknown kind {value!r}; did you mean {kind!r}?")
         elif not value.strip():
             problems.append(f"{key}: an empty text ignores nothing: take it out")
         elif (problem := _problem(value)) is not None:

@@ -482,7 +482,8 @@ def _explain(item: pytest.Item, run: _Run, report: pytest.TestReport) -> None:
 
 
 def _drawn(item: pytest.Item, run: _Run) -> list[tuple[str, str]]:
-    """The sections with the tree, and with what the code asked of MLflow and did not get."""
+    """The sections with the tree, with HTTP that is none of the model's, and with what the code asked of MLflow and did
+    not get."""
     sections: list[tuple[str, str]] = []
     trace = run.trace.peek() if run.trace is not None else None
     if trace is not None:
@@ -490,6 +491,8 @@ def _drawn(item: pytest.Item, run: _Run) -> list[tuple[str, str]]:
         depth = 0 if verbosity < 0 else 2 if verbosity > 1 else 1
         about = run.verdict.about if run.verdict is not None else ()
         sections.append(("Captured trace", trace.drawn(about=about, depth=depth)))
+    if run.cassette is not None and run.cassette.others:
+        sections.append(("Captured other HTTP", "\n".join(map(str, run.cassette.others))))
     if run.store is not None and run.store.requested:
         lines = [f"{request}: {_answer(request)}" for request in run.store.requested]
         sections.append(("Captured requests to MLflow", "\n".join(lines)))

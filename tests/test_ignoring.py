@@ -202,6 +202,13 @@ def test_everything_wrong_with_a_list_is_said() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "meant"), [("dates", "date"), ("Date", "date"), ("datetime", "date"), ("uuids", "uuid"), ("GUID", "uuid")]
+)
+def test_other_words_for_a_kind_are_no_paths(value: str, meant: str) -> None:
+    assert read_ignore([value]) == (NOTHING_IGNORED, (f"ignore: unknown kind {value!r}; did you mean {meant!r}?",))
+
+
 @pytest.mark.parametrize("value", ["date", {"date"}, None, 3])
 def test_what_is_no_list(value: object) -> None:
     assert read_ignore(value) == (NOTHING_IGNORED, (f'ignore={value!r} is not a list: write ignore=["date"]',))

@@ -321,6 +321,39 @@ def test_connections_are_refused(told: Told) -> None:
     assert told.text("test_named_with_another_port") == refused
 
 
+@inner("""
+import urllib.request
+from pathlib import Path
+
+import pytest
+from app import graph, write
+
+Path(__file__).with_name("search.yaml").write_text(
+    (Path(__file__).parent / "app.yaml").read_text()
+    + '''
+- request: {method: GET, uri: 'https://search.example.com/find?q=sails'}
+  response: {status: {code: 200, message: OK}, body: {string: found}}
+'''
+)
+
+
+def searching(state):
+    with urllib.request.urlopen("https://search.example.com/find?q=sails") as reply:
+        assert reply.read() == b"found"
+    return write(state)
+
+
+@pytest.mark.agent_trace(cassette="search.yaml", hosts=["search.example.com"])
+def test_search(agent_trace):
+    graph(searching).invoke({"topic": "solar sails", "words": 300})
+    assert agent_trace.tokens == 1
+""")
+def test_other_http_is_shown_as_such(told: Told) -> None:
+    assert (
+        told.section("test_search", "Captured other HTTP") == "write: GET https://search.example.com/find?q=sails 200"
+    )
+
+
 # Misses in common
 
 
