@@ -18,6 +18,7 @@ __all__ = [
     "ModelCall",
     "Pricer",
     "ToolCall",
+    "path_order",
     "sum_cost",
     "sum_duration",
     "sum_tokens",
@@ -42,6 +43,15 @@ class Caller:
     step: int | None = None
     namespace: str | None = None
     path: tuple[Any, ...] = ()
+
+
+def path_order(path: Any) -> tuple[Any, ...]:
+    """A key that orders LangGraph's paths, whose elements mix strings, integers, booleans and tuples."""
+    if isinstance(path, tuple | list):
+        return (2, tuple(path_order(element) for element in path))
+    if isinstance(path, int):
+        return (0, int(path))
+    return (1, str(path))
 
 
 @dataclass(frozen=True, slots=True)

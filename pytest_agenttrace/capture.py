@@ -226,7 +226,7 @@ def capture(
 
 @contextmanager
 def _composed(cassette: Path, settings: Settings, record: bool, root: Path) -> Iterator[AgentTrace]:
-    from pytest_agenttrace.replay import open_cassette
+    from pytest_agenttrace.replay import Opening, open_cassette
     from pytest_agenttrace.store import StoreFactory
 
     undo = quiet_environment()
@@ -237,10 +237,7 @@ def _composed(cassette: Path, settings: Settings, record: bool, root: Path) -> I
             dummy_key(not record),
             open_cassette(
                 cassette,
-                match=settings.match,
-                ignore=settings.ignore,
-                hosts=settings.hosts,
-                record=record,
+                Opening("record" if record else "replay", settings.match, settings.ignore, settings.hosts),
                 scratch=root,
             ) as tape,
         ):

@@ -198,7 +198,7 @@ def pytest_make_collect_report(
     with redirect_at_import(collector.config.stash[SESSION].factory):
         report = yield
     if report.failed and _NO_KEY.search(str(report.longrepr)):
-        record = collector.config.getoption("agenttrace_record")
+        record = any(collector.config.getoption(f"agenttrace_{name}") for name in ("record", "record_missing"))
         report.sections.append(("agenttrace", _RECORDING_KEY_HINT if record else _KEY_HINT))
     return report
 

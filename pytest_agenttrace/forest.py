@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from pytest_agenttrace.calls import Call, ModelCall, Pricer
+from pytest_agenttrace.calls import Call, ModelCall, Pricer, path_order
 from pytest_agenttrace.execution import MODEL_TYPES, Execution, Span, fold, inside, outer_of, status_of
 from pytest_agenttrace.trace import Trace
 
@@ -246,22 +246,13 @@ def _requests(data: Any) -> Iterator[str]:
         waiting += reversed(data) if isinstance(data, list) else []
 
 
-def _total_order(path: Any) -> tuple[Any, ...]:
-    """A key that orders LangGraph's paths, whose elements mix strings, integers, booleans and tuples."""
-    if isinstance(path, tuple | list):
-        return (2, tuple(_total_order(element) for element in path))
-    if isinstance(path, int):
-        return (0, int(path))
-    return (1, str(path))
-
-
 def _in_order(index: _Index, attempts: dict[str, list[Span]]) -> list[str]:
     """The namespaces of all executions: by run, step and path, what lies inside behind its outer one."""
 
     def key(namespace: str) -> tuple[Any, ...]:
         first = attempts[namespace][0]
         outer = outer_of(namespace, attempts)
-        own = (index.invoked(first, outer), first.step or 0, _total_order(first.path), namespace)
+        own = (index.invoked(first, outer), first.step or 0, path_order(first.path), namespace)
         return (own,) if outer is None else (*key(outer), own)
 
     return sorted(attempts, key=key)

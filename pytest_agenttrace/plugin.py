@@ -11,8 +11,7 @@ import shlex
 import unittest
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +21,15 @@ import pytest
 from pytest_agenttrace import collect
 from pytest_agenttrace.collect import LIMITS, SESSION, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
-from pytest_agenttrace.session import CassetteUse, Session
+from pytest_agenttrace.session import Session
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 from pytest_agenttrace.summary import TOLD, Summary
+from pytest_agenttrace.testrun import Run
 from pytest_agenttrace.usage import explain_comparison
 
 if TYPE_CHECKING:
-    from pytest_agenttrace.capture import AgentTrace, Verdict
-    from pytest_agenttrace.replay import GeminiCassette
+    from pytest_agenttrace.capture import AgentTrace
+    from pytest_agenttrace.replay import GeminiCassette, Mode, Spending
     from pytest_agenttrace.store import MlflowStore
 
 _FIXTURES = ("agent_trace", "mlflow_store", "gemini_cassette", "agenttrace_config")
@@ -46,26 +46,7 @@ _AGENT_TRACE = (
 )
 
 
-@dataclass
-class _Run:
-    """What one run of one test holds; made anew for each rerun."""
-
-    store: MlflowStore | None = None
-    cassette: GeminiCassette | None = None
-    trace: AgentTrace | None = None
-    settings: Settings = field(default_factory=Settings)
-    verdict: Verdict | None = None
-    # How much had been asked of the cassette when the test was judged.
-    asked: int = 0
-    ended: bool = False
-    called: bool = False
-    # Whether replies nobody asked for are judged with the test, or over all tests that name its cassette.
-    own: bool = True
-    use: CassetteUse | None = None
-    given_up: str | None = None
-
-
-_RUN = pytest.StashKey[_Run]()
+_RUN = pytest.StashKey[Run]()
 _OPEN = pytest.StashKey[ExitStack]()
 _HELD = pytest.StashKey[bool]()
 
@@ -78,6 +59,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             action="store_true",
             default=False,
             help="Call the real Gemini API and record the selected tests' cassettes anew. Needs a key, costs money.",
+        )
+        group.addoption(
+            "--agenttrace-record-missing",
+            action="store_true",
+            default=False,
+            help="Replay what the cassettes hold, and call the real Gemini API for the rest, which is recorded.",
+        )
+        group.addoption(
+            "--agenttrace-record-limit",
+            metavar="USD",
+            default=None,
+            help="While recording, stop before the call that would pass this sum.",
+        )
+        group.addoption(
+            "--agenttrace-adopt",
+            action="store_true",
+            default=False,
+            help="Replay by node and order, whatever the requests' bodies, and write the new requests beside the old "
+            "replies: for a client's new version. Calls nobody, costs nothing.",
         )
         group.addoption(
             "--agenttrace-unused",
@@ -108,7 +108,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _BUDGET)
     config.addinivalue_line("markers", _AGENT_TRACE)
     config.stash[_OPEN] = ExitStack()
-    config.stash[SESSION] = Session(lambda: _basetemp(config))
+    config.stash[SESSION] = Session(lambda: _basetemp(config), hasattr(config, "workerinput"))
+    _check_modes(config)
     config.stash[_OPEN].callback(config.stash[SESSION].close)
     config.stash[_OPEN].callback(quiet_environment())
     config.pluginmanager.register(collect, "agenttrace-collect")
@@ -118,7 +119,39 @@ def pytest_configure(config: pytest.Config) -> None:
         early_key = bool(config.getini("agenttrace_dummy_key"))
     except (ValueError, TypeError, pytest.UsageError) as error:
         raise pytest.UsageError(f"agenttrace_dummy_key is neither true nor false: {error}") from None
-    config.stash[_OPEN].enter_context(dummy_key(early_key and not config.getoption("agenttrace_record")))
+    config.stash[_OPEN].enter_context(dummy_key(early_key and _mode(config) in ("replay", "adopt")))
+
+
+_MODES: dict[str, Mode] = {"record": "record", "record_missing": "missing", "adopt": "adopt"}
+
+
+def _mode(config: pytest.Config) -> Mode:
+    """What cassettes are opened for."""
+    return next((mode for name, mode in _MODES.items() if config.getoption(f"agenttrace_{name}")), "replay")
+
+
+def _check_modes(config: pytest.Config) -> None:
+    asked = [f"--agenttrace-{name.replace('_', '-')}" for name in _MODES if config.getoption(f"agenttrace_{name}")]
+    if len(asked) > 1:
+        raise pytest.UsageError(f"{' and '.join(asked)} exclude each other: give one of them")
+    limit = config.getoption("agenttrace_record_limit")
+    if limit is None:
+        return
+    if _mode(config) not in ("record", "missing"):
+        raise pytest.UsageError("--agenttrace-record-limit: nothing is recorded; add --agenttrace-record-missing")
+    try:
+        usd = Decimal(limit)
+    except InvalidOperation:
+        usd = Decimal("NaN")
+    if not usd.is_finite() or usd < 0:
+        raise pytest.UsageError(f"--agenttrace-record-limit: {limit!r} is no sum of USD, such as 0.50")
+
+
+def _spending(config: pytest.Config) -> Spending | None:
+    from pytest_agenttrace.replay import Spending
+
+    limit = config.getoption("agenttrace_record_limit")
+    return None if limit is None else Spending(Decimal(limit), config.stash[SESSION].parts / "spent")
 
 
 def _basetemp(config: pytest.Config) -> Path | None:
@@ -129,6 +162,57 @@ def _basetemp(config: pytest.Config) -> Path | None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _OPEN in config.stash:
         config.stash[_OPEN].close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Before anything is paid for: what the last recording has cost."""
+    config = session.config
+    if (
+        _mode(config) not in ("record", "missing")
+        or config.option.collectonly
+        or _worker_of(config) not in (None, "gw0")
+    ):
+        return
+    from pytest_agenttrace.replay import CassetteError
+    from pytest_agenttrace.rerecord import last_recording
+
+    items = [item for item in session.items if "gemini_cassette" in getattr(item, "fixturenames", ())]
+    paths = list(dict.fromkeys(path for item in items if (path := _known_path(item)) is not None))
+    try:
+        before, absent = last_recording(paths)
+    except CassetteError as error:
+        raise pytest.UsageError(str(error)) from None
+    tests = "1 test" if len(items) == 1 else f"{len(items)} tests"
+    none_yet = f", {absent} of {len(paths)} not recorded yet" if absent else ""
+    text = f"agenttrace: recording {tests}; the last recording: {before}{none_yet}"
+    if _worker_of(config) is None:
+        _say(config, text)
+    else:
+        config.stash[SESSION].parts.mkdir(parents=True, exist_ok=True)
+        (config.stash[SESSION].parts / "before").write_text(text)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any) -> None:
+    """xdist: the first worker has left word of what the last recording has cost."""
+    said = node.config.stash[SESSION].parts / "before"
+    if said.exists():
+        _say(node.config, said.read_text())
+        said.unlink()
+
+
+def _say(config: pytest.Config, text: str) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.ensure_newline()
+        reporter.write_line(text)
+
+
+def _worker_of(config: pytest.Config) -> str | None:
+    """The name of xdist's worker; None where there is none."""
+    given: dict[str, str] = getattr(config, "workerinput", {})
+    return given.get("workerid")
 
 
 # Fixtures.
@@ -169,32 +253,36 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
 
     `path`, `calls` (every exchange so far), `recording`. No key is needed in replay.
     """
-    from pytest_agenttrace.replay import CassetteError, open_cassette
+    from pytest_agenttrace.prices import price_call
+    from pytest_agenttrace.replay import CassetteError, Opening, Shares, open_cassette
 
     settings = _settings(request)
     item, run = request.node, _run(request.node)
-    path = _cassette_path(request, settings)
+    path = _cassette_path(item, settings)
     marked = any("cassette" in layer for _, layer in marker_layers(item))
     whole = request.config.stash[SESSION].knows_all(path)
     run.own = settings.cassette is None or (marked and whole and named_alone(item, path.resolve()))
-    record = bool(request.config.getoption("agenttrace_record"))
-    opened = open_cassette(
-        path,
-        match=settings.match,
-        ignore=settings.ignore,
-        hosts=settings.hosts,
-        record=record,
-        command=f"pytest {shlex.quote(item.nodeid)} --agenttrace-record",
-        keep_others=not run.own and not whole,
-        late=request.config.stash[SESSION].late.append,
-        scratch=request.config.stash[SESSION].root,
+    mode = _mode(request.config)
+    session = request.config.stash[SESSION]
+    opening = Opening(
+        mode,
+        settings.match,
+        settings.ignore,
+        settings.hosts,
         filters=_vcr_config(request),
+        command=f"pytest {shlex.quote(item.nodeid)}",
+        shares=None if run.own else Shares(session.parts, item.nodeid),
+        late=session.late.append,
+        price=price_call,
+        spending=_spending(request.config),
     )
+    opened = open_cassette(path, opening, scratch=session.root)
     try:
-        with dummy_key(not record), opened as cassette:
+        with dummy_key(mode in ("replay", "adopt")), opened as cassette:
             run.cassette = cassette
             yield cassette
-            _judge_again(item, run)
+            if new := run.judge_again():
+                raise pytest.fail.Exception("\n".join(["after the test, in teardown:", *new]), pytrace=False)
     except CassetteError as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
     finally:
@@ -234,31 +322,41 @@ def agent_trace(
     return trace
 
 
-def _run(item: pytest.Item) -> _Run:
-    return item.stash.setdefault(_RUN, _Run())
+def _run(item: pytest.Item) -> Run:
+    return item.stash.setdefault(_RUN, Run())
 
 
 def _settings(request: pytest.FixtureRequest) -> Settings:
+    run = _run(request.node)
+    if run.settings is not None:
+        return run.settings
     config = request.getfixturevalue("agenttrace_config")
     try:
         settings = read_settings([*marker_layers(request.node), ("agenttrace_config", config)])
     except SettingsError as error:
         raise pytest.fail.Exception("\n".join(error.problems), pytrace=False) from None
-    _run(request.node).settings = settings
+    run.settings = settings
     return settings
 
 
-def _cassette_path(request: pytest.FixtureRequest, settings: Settings) -> Path:
+def _known_path(item: pytest.Item) -> Path | None:
+    """A test's cassette by its markers; what `agenttrace_config` says is not known before it runs."""
+    try:
+        return _cassette_path(item, read_settings(marker_layers(item)))
+    except SettingsError:
+        return None
+
+
+def _cassette_path(item: pytest.Item, settings: Settings) -> Path:
     from pytest_agenttrace.replay import cassette_path
 
-    item = request.node
     if settings.cassette is not None:
         return Path(os.path.normpath(item.path.parent / settings.cassette))
-    root = request.config.rootpath
+    root = item.config.rootpath
     module = item.path.relative_to(root) if item.path.is_relative_to(root) else _outside(item.path, root)
     classes = [node.name for node in item.listchain() if isinstance(node, pytest.Class)]
     name = ".".join([*classes, item.name])
-    return cassette_path(root, str(request.config.getini("agenttrace_cassettes")), str(module), name)
+    return cassette_path(root, str(item.config.getini("agenttrace_cassettes")), str(module), name)
 
 
 def _outside(path: Path, root: Path) -> Path:
@@ -302,7 +400,7 @@ def _defines(plugin: object, fixturedef: pytest.FixtureDef[Any]) -> bool:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     __tracebackhide__ = True
-    item.stash[_RUN] = _Run()
+    item.stash[_RUN] = Run()
     try:
         return (yield)
     except BaseException as error:
@@ -354,11 +452,12 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
     """Fail a test that ended by itself (`error` None) where something is wrong; one that a miss has
     ended in the miss's own words, without a traceback of ours."""
     run = _run(item)
-    if error is not None and run.cassette is not None and not isinstance(error, AssertionError | pytest.fail.Exception):
-        run.given_up = run.cassette.give_up()
+    if error is not None:
+        run.stop(failed=isinstance(error, AssertionError | pytest.fail.Exception))
     if isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
         return
-    verdict = _judge(item, run, ended=error is None)
+    run.limits = item.stash.get(LIMITS, None)
+    verdict = run.judge(ended=error is None)
     if verdict is None:
         return
     text = verdict.text
@@ -373,57 +472,6 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
         raise pytest.fail.Exception(text, pytrace=False) from None
 
 
-def _judge(item: pytest.Item, run: _Run, *, ended: bool) -> Verdict | None:
-    if run.cassette is None and run.store is None:
-        return None
-    run.ended = ended
-    run.verdict = _verdict(item, run)
-    if run.cassette is not None:
-        run.asked, run.cassette.after_body = run.cassette.asked, True
-    return run.verdict
-
-
-def _verdict(item: pytest.Item, run: _Run) -> Verdict:
-    from pytest_agenttrace.capture import Verdict, judge
-    from pytest_agenttrace.store import StoreError
-
-    limits, tolerance = item.stash.get(LIMITS, []), run.settings.tolerance
-    try:
-        return judge(
-            run.trace, run.cassette, run.store, limits=limits, tolerance=tolerance, ended=run.ended, own=run.own
-        )
-    except StoreError as error:
-        return Verdict((str(error),), (), (), ())
-    except Exception as error:  # an error in a hook would end the whole run
-        return Verdict((f"{_FAULT}: {type(error).__name__}: {error}",), (), (), ())
-
-
-_FAULT = "pytest-agenttrace could not judge this test, which is a fault of its own"
-
-
-def _judge_again(item: pytest.Item, run: _Run) -> None:
-    """What fixtures have asked while they were torn down: it counts, and may be one thing too many."""
-    cassette, before = run.cassette, run.verdict
-    if cassette is None or before is None:
-        return
-    verdict = before
-    if cassette.asked != run.asked or any(reply.teardown for reply in cassette.unused):
-        cassette.closing = True
-        verdict = run.verdict = _verdict(item, run)
-    run.use = _use(run, cassette)
-    if new := [text for text in verdict.failures if text not in before.failures]:
-        raise pytest.fail.Exception("\n".join(["after the test, in teardown:", *new]), pytrace=False)
-
-
-def _use(run: _Run, cassette: GeminiCassette) -> CassetteUse:
-    """What is left of the cassette, for those that share it."""
-    kinds = [name for name in ("allow", "warn") if (None, "unused") in getattr(run.settings.tolerance, name)]
-    complete = run.ended and not cassette.misses and not cassette.recording
-    unused = {str(reply.number): [reply.text, reply.request] for reply in cassette.unused} if complete else {}
-    used = cassette.used if complete and unused and not run.own else {}
-    return CassetteUse(str(cassette.path), not run.own, complete, kinds[0] if kinds else "", unused, used)
-
-
 def _is_unittest(item: pytest.Item) -> bool:
     cls = getattr(item, "cls", None)
     return isinstance(cls, type) and issubclass(cls, unittest.TestCase)
@@ -436,21 +484,20 @@ def pytest_runtest_makereport(
     report = yield
     report.user_properties = [(name, _plain(value)) for name, value in report.user_properties]
     run = item.stash.get(_RUN, None)
-    if run is None or (run.store is None and run.cassette is None):
+    if run is None or run.idle:
         return report
     if report.when == "teardown":
-        setattr(report, TOLD, {"cassette": run.use.plain()} if run.use is not None else {})
+        setattr(report, TOLD, run.told_at_last())
     elif report.when == "call" or report.failed:
-        setattr(report, TOLD, _told(run, report.failed))
-        _explain(item, run, report)
+        setattr(report, TOLD, run.told(failed=report.failed))
+        drawn = bool(set("PA") & set(item.config.option.reportchars))
+        report.sections += run.sections(
+            failed=report.failed,
+            drawn=drawn,
+            verbosity=item.config.get_verbosity(),
+            shown=str(report.longrepr),
+        )
     return report
-
-
-def _told(run: _Run, failed: bool) -> dict[str, Any]:
-    warned = [finding.kind for finding in run.verdict.warned] if run.verdict is not None else []
-    # What a test allows, or expects, is no news at the end.
-    misses = run.cassette.misses if failed and run.cassette is not None else ()
-    return {"warned": warned, "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses]}
 
 
 def _plain(value: object) -> object:
@@ -458,49 +505,6 @@ def _plain(value: object) -> object:
     if isinstance(value, Decimal):
         return str(value)
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _explain(item: pytest.Item, run: _Run, report: pytest.TestReport) -> None:
-    """What a test needs beside its message: misses its own error hides, the tree, redirects, the store."""
-    from pytest_agenttrace.store import StoreError
-
-    told = [run.verdict.text] if run.verdict is not None and run.verdict.failures else []
-    drawn: list[tuple[str, str]] = []
-    try:
-        if report.failed and run.store is not None:
-            run.store.keep()
-        if report.failed or set("PA") & set(item.config.option.reportchars):
-            drawn = _drawn(item, run)
-    except (StoreError, OSError) as error:
-        told.append(str(error))
-    except Exception as error:  # an error in this hook would end the whole run
-        told.append(f"the trace could not be drawn: {type(error).__name__}: {error}")
-    if run.given_up is not None:
-        told.append(run.given_up)
-    findings = [text for text in dict.fromkeys(told) if text not in str(report.longrepr)]
-    report.sections += [("Captured findings", text) for text in findings] + drawn
-
-
-def _drawn(item: pytest.Item, run: _Run) -> list[tuple[str, str]]:
-    """The sections with the tree, with HTTP that is none of the model's, and with what the code asked of MLflow and did
-    not get."""
-    sections: list[tuple[str, str]] = []
-    trace = run.trace.peek() if run.trace is not None else None
-    if trace is not None:
-        verbosity = item.config.get_verbosity()
-        depth = 0 if verbosity < 0 else 2 if verbosity > 1 else 1
-        about = run.verdict.about if run.verdict is not None else ()
-        sections.append(("Captured trace", trace.drawn(about=about, depth=depth)))
-    if run.cassette is not None and run.cassette.others:
-        sections.append(("Captured other HTTP", "\n".join(map(str, run.cassette.others))))
-    if run.store is not None and run.store.requested:
-        lines = [f"{request}: {_answer(request)}" for request in run.store.requested]
-        sections.append(("Captured requests to MLflow", "\n".join(lines)))
-    return sections
-
-
-def _answer(request: str) -> str:
-    return "tracing was switched off" if "autolog(" in request else "redirected to the temporary store"
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:

@@ -30,7 +30,8 @@ class CassetteUse:
     request it is; `used` how many replies to each request were asked for.
 
     `named` where the cassette is not the test's own by name, so that others may use the rest; `complete` where the
-    test's body ended by itself without a miss, `tolerance` what it says of unused replies ("", "warn" or "allow").
+    test's body ended by itself without a miss, `tolerance` what it says of unused replies ("", "warn" or "allow"),
+    `recorded` where it was recorded and not replayed.
     """
 
     path: str
@@ -39,9 +40,11 @@ class CassetteUse:
     tolerance: str = ""
     unused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     used: Mapping[str, int] = field(default_factory=dict)
+    recorded: bool = False
 
     def plain(self) -> list[Any]:
-        return [self.path, self.named, self.complete, self.tolerance, dict(self.unused), dict(self.used)]
+        unused, used = dict(self.unused), dict(self.used)
+        return [self.path, self.named, self.complete, self.tolerance, unused, used, self.recorded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,9 @@ class Session:
     these had ended.
     """
 
-    def __init__(self, basetemp: Callable[[], Path | None]) -> None:
+    def __init__(self, basetemp: Callable[[], Path | None], worker: bool = False) -> None:
         self._basetemp = basetemp
+        self._worker = worker
         self._temporary: TemporaryDirectory[str] | None = None
         self._factory: StoreFactory | None = None
         self.partial: str | None = None
@@ -72,6 +76,11 @@ class Session:
         self.warned: dict[str, int] = {}
         self._misses: dict[tuple[str, str], _Edit] = {}
         self._uses: dict[str, dict[str, CassetteUse]] = {}
+        # What was asked anew: calls, USD and calls of unknown cost, by test; and how requests were adopted.
+        self.recorded: dict[str, tuple[int, str, int]] = {}
+        self._adopted: dict[str, set[tuple[str, int]]] = {}
+        # Paths of cassettes that are older than the project allows, with their age in days.
+        self.aged: dict[str, int] = {}
 
     def factory(self) -> StoreFactory:
         """The maker of this process's stores, below pytest's temporary root."""
@@ -80,6 +89,13 @@ class Session:
         if self._factory is None:
             self._factory = StoreFactory(self.root)
         return self._factory
+
+    @property
+    def parts(self) -> Path:
+        """A folder that all processes of a run share, for what they record."""
+        # xdist's workers have theirs below the controller's.
+        root = self.root.parent
+        return (root.parent if self._worker else root) / "agenttrace-recorded"
 
     @property
     def root(self) -> Path:
@@ -111,6 +127,11 @@ class Session:
         for edit, node, cause, advice in told.get("misses", ()):
             found = self._misses.setdefault((edit, advice), _Edit(cause, advice))
             found.tests[test] = found.nodes[node or "(no node)"] = None
+        if "recorded" in told:
+            self.recorded[test] = tuple(told["recorded"])
+        for path, number, change in told.get("adopted", ()):
+            self._adopted.setdefault(change, set()).add((path, number))
+        self.aged.update(told.get("aged", {}))
         if "cassette" in told:
             use = CassetteUse(*told["cassette"])
             self._uses.setdefault(use.path, {})[test] = use
@@ -120,6 +141,23 @@ class Session:
         return self.partial is None and (
             not self.folders or any(cassette.resolve().is_relative_to(folder) for folder in self.folders)
         )
+
+    def recorded_by_all(self) -> list[Path]:
+        """The shared cassettes that every test which names them was to record, and has recorded whole."""
+        return [
+            Path(path)
+            for path, uses in self._uses.items()
+            if self.knows_all(Path(path)) and all(u.named and u.complete and u.recorded for u in uses.values())
+        ]
+
+    def adopted(self) -> list[str]:
+        """How requests have changed for which old replies were adopted, the most frequent first."""
+        found = sorted(self._adopted.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+        return [
+            f"{len(requests)} {'request' if len(requests) == 1 else 'requests'} changed in "
+            f"{'one way' if not index else 'another way'}: {change}"
+            for index, (change, requests) in enumerate(found)
+        ]
 
     def used(self) -> set[Path]:
         """The cassettes that tests have opened, links resolved."""

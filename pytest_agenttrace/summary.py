@@ -6,6 +6,7 @@ Hooks of a pytest plugin, registered where the whole run is seen: not in xdist's
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ class Summary:
     def __init__(self, config: pytest.Config, session: Session) -> None:
         self._config = config
         self._session = session
+        self._dropped: dict[str, int] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         told = getattr(report, TOLD, None)
@@ -34,6 +36,11 @@ class Summary:
             self._session.tell(report.nodeid, told)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        for path in self._session.recorded_by_all():
+            from pytest_agenttrace.replay import prune
+
+            if gone := prune(self._session.parts, path):
+                self._dropped[_shown(path, self._config.rootpath)] = gone
         failing, _ = self._session.unused()
         if failing and session.exitstatus == 0:
             session.exitstatus = _TESTS_FAILED
@@ -55,6 +62,7 @@ class Summary:
         yield from session.groups(all_names=verbosity > 0, last_failed=last_failed)
         failing, warned = session.unused()
         yield from failing
+        yield from self._recorded()
         for text in dict.fromkeys(session.late):
             yield f"after its test had ended: {text}"
         counts = dict(session.warned)
@@ -63,13 +71,31 @@ class Summary:
         if counts:
             yield f"findings warned of: {', '.join(f'{kind} {count}' for kind, count in sorted(counts.items()))}"
 
+    def _recorded(self) -> Iterator[str]:
+        """What was asked anew and what it cost, and whose requests were rewritten."""
+        session = self._session
+        if session.recorded:
+            from pytest_agenttrace.rerecord import Bill
+
+            total = Bill()
+            for calls, cost, unknown in session.recorded.values():
+                total += Bill(calls, Decimal(cost), unknown)
+            yield f"recorded anew: {total}"
+        for path, count in self._dropped.items():
+            yield f"{path}: {count} {'reply' if count == 1 else 'replies'} dropped that no test asks for any more"
+        if adopted := session.adopted():
+            yield from ("adopted: old replies stand under new requests", *(f"  {line}" for line in adopted))
+        for path, days in session.aged.items():
+            yield f"{path} was recorded {days} days ago: older than agenttrace_max_age"
+
     def _unused_cassettes(self) -> Iterator[str]:
         if self._session.partial is not None:
             yield f"cassettes no test used: not known, {self._session.partial}"
             return
         root, used = self._config.rootpath, self._session.used()
         folder = root / str(self._config.getini("agenttrace_cassettes"))
-        left = [path for path in sorted(folder.rglob("*.yaml")) if path.resolve() not in used]
+        files = [path for path in sorted(folder.rglob("*.yaml")) if not path.name.endswith(".partial.yaml")]
+        left = [path for path in files if path.resolve() not in used]
         yield f"cassettes no test used: {len(left) or 'none'}"
         yield from (f"  {_shown(path, root)}" for path in left)
 

@@ -18,7 +18,7 @@ import pytest
 
 from pytest_agenttrace import CassetteMiss, GeminiServer, UsageUnknown, capture
 from pytest_agenttrace.capture import CaptureFailed
-from pytest_agenttrace.replay import open_cassette
+from pytest_agenttrace.replay import Opening, open_cassette
 from pytest_agenttrace.replay.cassette import Interaction, load_cassette, save_cassette
 from pytest_agenttrace.replay.credentials import TOKEN
 from pytest_agenttrace.replay.matching import plain_reply
@@ -86,7 +86,7 @@ def aembed(url: str) -> Any:
 
 @pytest.mark.parametrize("ask", [embed, aembed])
 def test_embeddings_replay_and_are_counted(ask: Callable[[str], Any], here: Path) -> None:
-    with GeminiServer([]) as server, open_cassette(here / "x.yaml", record=True) as session:
+    with GeminiServer([]) as server, open_cassette(here / "x.yaml", Opening(mode="record")) as session:
         given = ask(server.url)
         assert len(server.requests) == 2
     assert [call.usage.input_tokens for call in session.calls if call.usage is not None] == [2, 4]
@@ -115,7 +115,7 @@ def total(call: Any) -> int | None:
 
 
 def test_an_embedding_that_mlflow_does_not_see_is_a_finding(here: Path) -> None:
-    with GeminiServer([]) as server, open_cassette(here / "x.yaml", record=True):
+    with GeminiServer([]) as server, open_cassette(here / "x.yaml", Opening(mode="record")):
         embedder(server.url).embed_query("one two")
 
     def work(state: State) -> Any:
@@ -326,7 +326,7 @@ ASKED = [
 def test_counting_caches_and_files_replay_and_are_no_findings(
     keep: Callable[[str], list[Any]], server: Server, here: Path
 ) -> None:
-    with open_cassette(here / "x.yaml", record=True) as session:
+    with open_cassette(here / "x.yaml", Opening(mode="record")) as session:
         given = keep(server.url)
     assert server.hits == ASKED
     assert given == [
@@ -350,7 +350,7 @@ def test_counting_caches_and_files_replay_and_are_no_findings(
 
 
 def test_bookkeeping_that_nobody_asks_for_is_no_finding(server: Server, here: Path) -> None:
-    with open_cassette(here / "x.yaml", record=True):
+    with open_cassette(here / "x.yaml", Opening(mode="record")):
         bookkeeping(server.url)
     with open_cassette(here / "x.yaml") as session:
         pass
@@ -389,7 +389,7 @@ def test_every_real_exchange_that_is_no_chat_replays(file: Path) -> None:
     import httpx
 
     recorded = load_cassette(file).interactions
-    with open_cassette(file, match="order") as session, httpx.Client() as http:
+    with open_cassette(file, Opening(match="order")) as session, httpx.Client() as http:
         for exchange in recorded:
             answer = http.request(exchange.method, exchange.uri, content=exchange.body)
             assert answer.status_code == exchange.status
@@ -463,7 +463,7 @@ def by_google(project: str, location: str, **options: Any) -> Any:
 )
 def test_vertex_replays_without_credentials(ask: Callable[..., Any], project: str, location: str, here: Path) -> None:
     path = vertex(REGION, here / "x.yaml")
-    with open_cassette(path, match="order") as session:
+    with open_cassette(path, Opening(match="order")) as session:
         assert ask(project, location) == ("answered", "answered")
     assert [(call.model, call.endpoint.vertex, call.usage and call.usage.total_tokens) for call in session.calls] == [
         ("gemini-2.5-flash", True, 7)
@@ -480,7 +480,7 @@ def test_credentials_of_the_codes_own_get_a_token_that_is_never_sent(here: Path)
 
     given = {**dict.fromkeys(WANTED, "mine"), "token_uri": "https://oauth2.googleapis.com/token"}
     mine: Any = Credentials(None, **given)  # type: ignore[no-untyped-call]  # google-auth has no types for it
-    with open_cassette(vertex(REGION, here / "x.yaml"), match="order") as session:
+    with open_cassette(vertex(REGION, here / "x.yaml"), Opening(match="order")) as session:
         assert by_google("recorded", "us-central1", credentials=mine) == ("answered", "answered")
     assert mine.token == TOKEN
     assert (session.misses, session.refused, len(session.calls)) == ((), (), 2)
@@ -488,12 +488,12 @@ def test_credentials_of_the_codes_own_get_a_token_that_is_never_sent(here: Path)
 
 def test_a_login_of_this_machine_is_not_used_and_comes_back(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(here / "login.json"))
-    with open_cassette(vertex(REGION, here / "x.yaml"), match="order"):
+    with open_cassette(vertex(REGION, here / "x.yaml"), Opening(match="order")):
         dummy = os.environ["GOOGLE_APPLICATION_CREDENTIALS"]
         assert by_google("recorded", "us-central1") == ("answered", "answered")
     assert os.environ["GOOGLE_APPLICATION_CREDENTIALS"] == str(here / "login.json")
     assert not Path(dummy).exists()
-    with open_cassette(here / "y.yaml", record=True):
+    with open_cassette(here / "y.yaml", Opening(mode="record")):
         assert os.environ["GOOGLE_APPLICATION_CREDENTIALS"] == str(here / "login.json")
     with open_cassette(here / "x.yaml"):
         os.environ["GOOGLE_APPLICATION_CREDENTIALS"] = "set by the test"

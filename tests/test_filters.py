@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_agenttrace import CassetteMiss, GeminiServer, Reply
-from pytest_agenttrace.replay import open_cassette
+from pytest_agenttrace.replay import Opening, open_cassette
 from pytest_agenttrace.replay.cassette import load_cassette
 
 ASK = "/v1beta/models/gemini-2.5-flash:generateContent"
@@ -56,13 +56,13 @@ FILTERS: dict[str, Any] = {
 def test_what_is_filtered_is_not_written_and_matched_without_it(tmp_path: Path, client: str) -> None:
     path = tmp_path / "asked.yaml"
     with GeminiServer([Reply("Good morning, Anna.")]) as server:
-        with open_cassette(path, record=True, filters=FILTERS):
+        with open_cassette(path, Opening(mode="record", filters=FILTERS)):
             said = ask(server.url, "Greet Anna", client, session="s-1")
         assert server.requests[0][1]["session"] == "s-1"
     assert said["candidates"][0]["content"]["parts"][0]["text"] == "Good morning, Anna."
     text = path.read_text()
     assert not [word for word in ("Anna", "anna", "s-1", "session") if word in text]
-    with open_cassette(path, filters=FILTERS) as cassette:
+    with open_cassette(path, Opening(filters=FILTERS)) as cassette:
         replayed = ask("http://127.0.0.1:9", "Greet Anna", client, session="s-2")
     assert replayed["candidates"][0]["content"]["parts"][0]["text"] == "Good morning, somebody."
     assert (len(cassette.calls), cassette.unused) == (1, ())
@@ -78,13 +78,13 @@ def test_what_is_not_to_be_recorded_is_not_and_is_missed_in_replay(tmp_path: Pat
     }
     with (
         GeminiServer([Reply("Hello, Anna."), Reply("Hello.")]) as server,
-        open_cassette(path, record=True, filters=filters),
+        open_cassette(path, Opening(mode="record", filters=filters)),
     ):
         ask(server.url, "Greet Anna", "httpx")
         ask(server.url, "Greet all", "httpx")
     (kept,) = load_cassette(path).interactions
     assert b"Greet all" in kept.body
-    with open_cassette(path, filters=filters), pytest.raises(CassetteMiss, match=r"nearest recorded: call 1"):
+    with open_cassette(path, Opening(filters=filters)), pytest.raises(CassetteMiss, match=r"nearest recorded: call 1"):
         ask("http://127.0.0.1:9", "Greet Anna", "httpx")
 
 
@@ -96,7 +96,7 @@ def test_a_filter_changes_nothing_that_is_sent_or_received(tmp_path: Path) -> No
 
     with (
         GeminiServer([Reply("Hello.")]) as server,
-        open_cassette(tmp_path / "asked.yaml", record=True, filters={"before_record_request": spoil}),
+        open_cassette(tmp_path / "asked.yaml", Opening(mode="record", filters={"before_record_request": spoil})),
     ):
         ask(server.url, "Greet all", "httpx")
     assert server.requests[0][1]["contents"][0]["parts"][0]["text"] == "Greet all"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_agenttrace import CassetteMiss
-from pytest_agenttrace.replay import open_cassette
+from pytest_agenttrace.replay import Opening, open_cassette
 from pytest_agenttrace.replay.grpc_channels import no_model_channels
 
 
@@ -43,7 +43,10 @@ def test_grpc_to_the_model_is_refused_in_a_sentence(
 ) -> None:
     owner = grpc.aio if later else grpc
     before = owner.secure_channel
-    with open_cassette(here / "x.yaml", record=record) as session, pytest.raises(CassetteMiss) as caught:
+    with (
+        open_cassette(here / "x.yaml", Opening(mode="record" if record else "replay")) as session,
+        pytest.raises(CassetteMiss) as caught,
+    ):
         owner.secure_channel(target, grpc.ssl_channel_credentials())
     host = target.removeprefix("dns:///").removesuffix(":443")
     assert str(caught.value) == (

@@ -17,21 +17,24 @@ PACKAGE = Path(pytest_agenttrace.__file__).parent
 FLOORS = (
     ("__init__", "plugin"),
     ("collect", "summary"),
-    ("capture", "session"),
+    ("testrun",),
+    ("capture", "session", "rerecord"),
     ("store", "replay", "prices", "budget", "reconcile", "forest", "gemini_server"),
     # Behind the store and behind replay.
-    ("store.exporter", "store.redirect", "store.spans", "replay.filters", "replay.others"),
-    ("store.database", "replay.recording"),
+    ("store.exporter", "store.redirect", "store.spans", "replay.live"),
+    ("store.database", "replay.recorder", "replay.filters", "replay.others"),
+    ("replay.adopting", "replay.arranging"),
+    ("replay.recording",),
     ("replay.matching",),
     ("store.mlflow_state", "replay.cassette", "replay.misses"),
     ("replay.reading", "replay.mismatch", "replay.retries", "replay.clients", "replay.credentials"),
-    ("replay.grpc_channels", "replay.langsmith"),
+    ("replay.grpc_channels", "replay.langsmith", "replay.spending"),
     ("trace", "wire"),
     ("execution",),
     ("threads",),
     ("calls",),
     ("settings",),
-    ("usage", "tree", "environment", "ignoring", "network", "importing"),
+    ("usage", "tree", "environment", "ignoring", "network", "importing", "locking"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

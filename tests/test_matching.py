@@ -40,6 +40,10 @@ def model(text: str) -> dict[str, Any]:
     return {"role": "model", "parts": [{"text": text}]}
 
 
+# What the file holds plays no part here.
+NOWHERE = Interaction("POST", FLASH, b"", 200, b"")
+
+
 def ask(text: str | Sequence[Mapping[str, Any]], url: str = FLASH, **more: Any) -> Request:
     contents = [user(text)] if isinstance(text, str) else text
     body = {"contents": contents, "generationConfig": {"temperature": 0.7}, **more}
@@ -49,7 +53,7 @@ def ask(text: str | Sequence[Mapping[str, Any]], url: str = FLASH, **more: Any) 
 def recordings(*requests: Request, ignore: Ignore | None = None, replayed: Sequence[int] = ()) -> Recordings:
     """Replies `1`, `2`, ... to these requests; those of the numbers `replayed` are already taken."""
     entries = [
-        Recorded(number, request, 200, "OK", {}, str(number).encode(), None, None)
+        Recorded(number, request, 200, "OK", {}, str(number).encode(), None, None, NOWHERE)
         for number, request in enumerate(requests, 1)
     ]
     found = Recordings(entries, "body", ignore if ignore is not None else Ignore())
@@ -461,7 +465,7 @@ def test_a_reply_under_any_header_is_bytes(encoding: str, body: bytes) -> None:
 
 def test_a_recorded_reply_is_served_anew_each_time() -> None:
     when = datetime(2026, 1, 2, tzinfo=UTC)
-    entry = Recorded(1, ask(WRITE), 503, "Später\r\n", {"a": ("b",)}, b"x", when, 0.5)
+    entry = Recorded(1, ask(WRITE), 503, "Später\r\n", {"a": ("b",)}, b"x", when, 0.5, NOWHERE)
     one, two = entry.response(), entry.response()
     one["headers"]["a"].append("c")
     assert two == {"status": {"code": 503, "message": "Spter\r\n"}, "headers": {"a": ["b"]}, "body": {"string": b"x"}}

@@ -16,7 +16,7 @@ import yaml
 
 from pytest_agenttrace import CassetteMiss, capture
 from pytest_agenttrace.calls import Caller
-from pytest_agenttrace.replay import open_cassette
+from pytest_agenttrace.replay import Opening, open_cassette
 from pytest_agenttrace.replay.cassette import load_cassette, save_cassette
 
 KEY = "AIza" + "SyNotAKeyButOfItsLength0123456789AB"
@@ -101,7 +101,7 @@ def searching(state: State) -> Any:
 
 
 def test_a_host_that_is_named_is_recorded_beside_the_calls(search: Server, here: Path) -> None:
-    with open_cassette(here / "x.yaml", record=True, hosts=HOSTS) as session:
+    with open_cassette(here / "x.yaml", Opening(mode="record", hosts=HOSTS)) as session:
         given = run(searching)
     assert (search.hits, session.passed_by, session.calls) == (["POST /v1/search"], (), ())
     text = (here / "x.yaml").read_text()
@@ -121,7 +121,7 @@ def test_a_host_that_is_named_is_recorded_beside_the_calls(search: Server, here:
         assert run(searching) == {**given, "you": "REDACTED"}
         # No call to a model: nothing to count, nothing to pay.
         assert (len(trace.llm_calls), len(trace.calls), trace.tokens, trace.cost) == (0, 0, 0, Decimal(0))
-    with open_cassette(here / "x.yaml", hosts=HOSTS) as session:
+    with open_cassette(here / "x.yaml", Opening(hosts=HOSTS)) as session:
         run(searching)
     assert [str(other) for other in session.others] == [f"work: POST {SEARCH}?q=sails 200"]
     assert (session.others[0].caller.node, session.calls, session.unused) == ("work", (), ())
@@ -129,7 +129,7 @@ def test_a_host_that_is_named_is_recorded_beside_the_calls(search: Server, here:
 
 
 def test_without_its_name_a_host_is_not_recorded(search: Server, here: Path) -> None:
-    with open_cassette(here / "x.yaml", record=True) as session:
+    with open_cassette(here / "x.yaml", Opening(mode="record")) as session:
         searched()
     assert (session.passed_by, session.others, list(here.iterdir())) == (("api.search.example",), (), [])
 
@@ -137,15 +137,15 @@ def test_without_its_name_a_host_is_not_recorded(search: Server, here: Path) -> 
 def test_a_server_on_this_machine_is_never_recorded(search: Server, here: Path) -> None:
     import httpx
 
-    with open_cassette(here / "x.yaml", record=True, hosts=[*HOSTS, "127.0.0.1"]) as session:
+    with open_cassette(here / "x.yaml", Opening(mode="record", hosts=[*HOSTS, "127.0.0.1"])) as session:
         httpx.post(search.url, content=b"x")
     assert (session.passed_by, session.others, list(here.iterdir())) == (("127.0.0.1",), (), [])
 
 
 def test_another_question_to_a_recorded_host_is_a_miss(search: Server, here: Path) -> None:
-    with open_cassette(here / "x.yaml", record=True, hosts=HOSTS):
+    with open_cassette(here / "x.yaml", Opening(mode="record", hosts=HOSTS)):
         searched()
-    opened = open_cassette(here / "x.yaml", hosts=HOSTS, command="pytest x.py --agenttrace-record")
+    opened = open_cassette(here / "x.yaml", Opening(hosts=HOSTS, command="pytest x.py"))
     with opened as session, pytest.raises(CassetteMiss) as caught:
         searched("planes")
     assert str(caught.value) == (
@@ -160,7 +160,7 @@ def test_another_question_to_a_recorded_host_is_a_miss(search: Server, here: Pat
 
 def test_a_named_host_that_was_never_recorded_is_spoken_to(search: Server, here: Path) -> None:
     save_cassette(here / "x.yaml", [], {})
-    with open_cassette(here / "x.yaml", hosts=HOSTS) as session:
+    with open_cassette(here / "x.yaml", Opening(hosts=HOSTS)) as session:
         searched()
     assert (search.hits, session.misses, session.refused, session.others) == (["POST /v1/search"], (), (), ())
 
@@ -171,11 +171,11 @@ def test_a_form_is_recorded_without_its_keys_and_found_again(search: Server, her
     def ask(key: str) -> None:
         httpx.post(SEARCH, data={"q": "sails & more", "apikey": key})
 
-    with open_cassette(here / "x.yaml", record=True, hosts=HOSTS):
+    with open_cassette(here / "x.yaml", Opening(mode="record", hosts=HOSTS)):
         ask(KEY)
     (exchange,) = load_cassette(here / "x.yaml").interactions
     assert exchange.body == b"q=sails+%26+more&apikey=REDACTED"
-    with open_cassette(here / "x.yaml", hosts=HOSTS) as session:
+    with open_cassette(here / "x.yaml", Opening(hosts=HOSTS)) as session:
         ask("another key")
     assert (len(session.others), len(search.hits)) == (1, 1)
 
@@ -191,7 +191,7 @@ def test_the_model_stays_the_models_host(search: Server, here: Path) -> None:
         searched()
         return {"said": httpx.post(count, json={"contents": []}).json()}
 
-    with open_cassette(here / "x.yaml", record=True, hosts=HOSTS) as session:
+    with open_cassette(here / "x.yaml", Opening(mode="record", hosts=HOSTS)) as session:
         run(work)
     assert [(call.index, call.node) for call in session.calls] == [(1, "work")]
     assert [other.caller for other in session.others] != [Caller()]

@@ -328,7 +328,9 @@ from pathlib import Path
 import pytest
 from app import graph, write
 
-Path(__file__).with_name("search.yaml").write_text(
+HERE = Path(__file__).with_name("cassettes")
+HERE.mkdir(exist_ok=True)
+(HERE / "search.yaml").write_text(
     (Path(__file__).parent / "app.yaml").read_text()
     + '''
 - request: {method: GET, uri: 'https://search.example.com/find?q=sails'}
@@ -343,7 +345,7 @@ def searching(state):
     return write(state)
 
 
-@pytest.mark.agent_trace(cassette="search.yaml", hosts=["search.example.com"])
+@pytest.mark.agent_trace(cassette="cassettes/search.yaml", hosts=["search.example.com"])
 def test_search(agent_trace):
     graph(searching).invoke({"topic": "solar sails", "words": 300})
     assert agent_trace.tokens == 1

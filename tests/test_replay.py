@@ -26,14 +26,14 @@ from typing import Any, TypedDict
 import pytest
 import yaml
 
-from pytest_agenttrace.replay import CassetteError, CassetteMiss, GeminiCassette, open_cassette
+from pytest_agenttrace.replay import CassetteError, CassetteMiss, GeminiCassette, Opening, open_cassette
 from pytest_agenttrace.replay.cassette import Interaction, save_cassette
 from pytest_agenttrace.wire import Caller
 
 KEY = "AIza" + "SyNotAKeyButOfItsLength0123456789AB"
 ROOT = Path(__file__).parents[1]
 RECORDINGS = ROOT.parent / "shared" / "recordings"
-COMMAND = "pytest tests/test_article.py::test_article --agenttrace-record"
+COMMAND = "pytest tests/test_article.py::test_article"
 MODEL_PATH = "/v1beta/models/gemini-2.5-flash:generateContent"
 # google-genai's own: nothing of ours.
 pytestmark = pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")
@@ -194,7 +194,7 @@ ASKING = [sync_call, sync_stream, async_call, async_stream, httpx_async_call, ht
 
 @pytest.mark.parametrize("ask", ASKING)
 def test_what_was_recorded_replays_without_a_server(ask: Callable[[str], str], server: Server, here: Path) -> None:
-    with open_cassette(here / "new" / "x.yaml", record=True) as session:
+    with open_cassette(here / "new" / "x.yaml", Opening(mode="record")) as session:
         assert session.recording
         answer = ask(server.url)
     assert (len(server.hits), len(session.calls), len(session.misses), len(session.unused)) == (1, 1, 0, 0)
@@ -222,7 +222,7 @@ def test_what_was_recorded_replays_without_a_server(ask: Callable[[str], str], s
 def test_a_recording_in_full(server: Server, here: Path) -> None:
     from importlib.metadata import version
 
-    with open_cassette(here / "x.yaml", record=True):
+    with open_cassette(here / "x.yaml", Opening(mode="record")):
         llm(server.url).invoke("hello")
     text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME", (here / "x.yaml").read_text())
     text = re.sub(r"- \w{3}, .* GMT", "- DATE", re.sub(r"duration: [\d.]+", "duration: SECONDS", text))
@@ -308,7 +308,7 @@ def test_recording_many_calls_at_once_loses_none(server: Server, here: Path) -> 
     async def all_at_once() -> list[str]:
         return [str(answer.text) for answer in await model.abatch([f"async {n}" for n in range(20)])]
 
-    with open_cassette(here / "x.yaml", record=True) as session:
+    with open_cassette(here / "x.yaml", Opening(mode="record")) as session:
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda n: str(model.invoke(f"sync {n}").text), range(20)))
         answers += asyncio.run(all_at_once())
@@ -324,7 +324,7 @@ def test_recording_many_calls_at_once_loses_none(server: Server, here: Path) -> 
 
 def test_a_recording_is_in_the_order_of_asking(server: Server, here: Path) -> None:
     model = llm(server.url)
-    with open_cassette(here / "x.yaml", record=True) as session, ThreadPoolExecutor(1) as pool:
+    with open_cassette(here / "x.yaml", Opening(mode="record")) as session, ThreadPoolExecutor(1) as pool:
         slow = pool.submit(model.invoke, "slow")
         server.wait_for(1)
         model.invoke("fast")
@@ -338,7 +338,7 @@ def test_a_recording_is_in_the_order_of_asking(server: Server, here: Path) -> No
 def test_a_reply_after_the_end_is_not_kept(server: Server, here: Path) -> None:
     model = llm(server.url)
     with ThreadPoolExecutor(1) as pool:
-        with open_cassette(here / "x.yaml", record=True) as session:
+        with open_cassette(here / "x.yaml", Opening(mode="record")) as session:
             slow = pool.submit(model.invoke, "slow")
             server.wait_for(1)
         server.slow.set()
@@ -349,7 +349,7 @@ def test_a_reply_after_the_end_is_not_kept(server: Server, here: Path) -> None:
 def test_only_the_model_is_recorded(server: Server, here: Path) -> None:
     import httpx
 
-    with open_cassette(here / "x.yaml", record=True) as session:
+    with open_cassette(here / "x.yaml", Opening(mode="record")) as session:
         assert httpx.get(f"{server.url}/api/traces").text == "local"
         with urllib.request.urlopen(f"{server.url}/by/urllib") as answer:  # noqa: S310  # loopback
             assert answer.read() in (b"local", gzip.compress(b"local"))
@@ -382,7 +382,7 @@ def rerouted(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     ],
 )
 def test_a_recording_says_who_answered(hosts: list[str], origin: str, rerouted: Server, here: Path) -> None:
-    with open_cassette(here / "x.yaml", record=True):
+    with open_cassette(here / "x.yaml", Opening(mode="record")):
         for host in hosts:
             llm(f"http://{host}").invoke("hello")
     assert yaml.safe_load((here / "x.yaml").read_text())["agenttrace"]["origin"] == origin
@@ -391,10 +391,11 @@ def test_a_recording_says_who_answered(hosts: list[str], origin: str, rerouted: 
 def test_no_key_of_a_url_and_no_other_service_is_written(rerouted: Server, here: Path) -> None:
     import httpx
 
-    with open_cassette(here / "x.yaml", record=True) as session:
+    with open_cassette(here / "x.yaml", Opening(mode="record")) as session:
         httpx.get("http://api.openai.example/v1/models")
         httpx.get(f"http://generativelanguage.googleapis.com/v1beta/files/a?key={KEY}")
         httpx.post(f"http://user:pass@gateway.example/x{MODEL_PATH}?access_token={KEY}", content=body(KEY))
+    assert session.incomplete is None
     assert session.passed_by == ("api.openai.example",)
     text = (here / "x.yaml").read_text()
     assert re.findall("uri: (.*)", text) == [
@@ -413,7 +414,7 @@ def test_a_body_that_is_a_file_is_recorded_and_matched(server: Server, here: Pat
         with urllib.request.urlopen(request) as answer:  # noqa: S310  # loopback
             return bytes(answer.read())
 
-    with open_cassette(here / "x.yaml", record=True):
+    with open_cassette(here / "x.yaml", Opening(mode="record")):
         first = json.loads(ask())
     assert '"text": "hello"' in (here / "x.yaml").read_text()
     with open_cassette(here / "x.yaml"):
@@ -421,11 +422,11 @@ def test_a_body_that_is_a_file_is_recorded_and_matched(server: Server, here: Pat
 
 
 def test_a_recording_without_calls_writes_nothing(here: Path) -> None:
-    with open_cassette(here / "new" / "x.yaml", record=True):
+    with open_cassette(here / "new" / "x.yaml", Opening(mode="record")):
         pass
     assert list(here.iterdir()) == []
     content = cassette(here / "x.yaml", recorded("a", "b")).read_bytes()
-    with open_cassette(here / "x.yaml", record=True) as session:
+    with open_cassette(here / "x.yaml", Opening(mode="record")) as session:
         pass
     assert (here / "x.yaml").read_bytes() == content
     assert session.unused == ()
@@ -433,7 +434,7 @@ def test_a_recording_without_calls_writes_nothing(here: Path) -> None:
 
 def test_recording_again_replaces_what_was_there(server: Server, here: Path) -> None:
     cassette(here / "x.yaml", recorded("old", "old answer"))
-    with open_cassette(here / "x.yaml", record=True):
+    with open_cassette(here / "x.yaml", Opening(mode="record")):
         llm(server.url).invoke("new")
     with open_cassette(here / "x.yaml") as session:
         assert [unused.prompt for unused in session.unused] == ["new"]
@@ -443,7 +444,7 @@ def test_nothing_that_is_no_cassette_is_recorded_over(here: Path) -> None:
     (here / "x.yaml").write_text("- my: notes\n")
     with (
         pytest.raises(CassetteError, match=r"^x\.yaml:1: a list, not a cassette\. "),
-        open_cassette(here / "x.yaml", record=True),
+        open_cassette(here / "x.yaml", Opening(mode="record")),
     ):
         pytest.fail("opened")
     assert (here / "x.yaml").read_text() == "- my: notes\n"
@@ -451,7 +452,7 @@ def test_nothing_that_is_no_cassette_is_recorded_over(here: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_fails_before_any_call(here: Path) -> None:
     (here / "file").write_text("")
-    with pytest.raises(CassetteError) as caught, open_cassette(here / "file" / "x.yaml", record=True):
+    with pytest.raises(CassetteError) as caught, open_cassette(here / "file" / "x.yaml", Opening(mode="record")):
         pytest.fail("opened")
     assert str(caught.value) == (
         "file: no cassette can be written here: Not a directory. Make it writable, or name another cassette."
@@ -482,7 +483,7 @@ def test_a_reply_is_served_once_however_many_ask(here: Path) -> None:
 def test_by_order_bodies_do_not_count_but_paths_do(here: Path) -> None:
     other = MODEL_PATH.replace("flash", "pro")
     path = cassette(here / "x.yaml", recorded("a", "1"), recorded("b", "pro", other), recorded("c", "2"))
-    with open_cassette(path, match="order", command=COMMAND) as session:
+    with open_cassette(path, Opening(match="order", command=COMMAND)) as session:
         assert [llm().invoke("anything").text for _ in range(2)] == ["1", "2"]
         assert llm(model="gemini-2.5-pro").invoke("anything").text == "pro"
         text = miss_of(session, lambda: llm().invoke("anything"))
@@ -491,7 +492,7 @@ def test_by_order_bodies_do_not_count_but_paths_do(here: Path) -> None:
         "  POST gemini-2.5-flash:generateContent\n"
         f'  2 replies recorded for {MODEL_PATH}, all replayed (match="order")\n'
         "  If the prompt changed on purpose, record again:\n"
-        f"    {COMMAND}"
+        f"    {COMMAND} --agenttrace-record"
     )
 
 
@@ -596,7 +597,7 @@ def test_unused_replies_leave_out_the_bookkeeping(here: Path) -> None:
 
 def missed(here: Path, *interactions: Interaction, **options: Any) -> str:
     path = cassette(here / "x.yaml", *interactions)
-    with open_cassette(path, command=COMMAND) as session:
+    with open_cassette(path, Opening(command=COMMAND)) as session:
         return miss_of(session, lambda: llm(**options).invoke("Write 400 words on solar sails"))
 
 
@@ -608,7 +609,7 @@ def test_a_changed_prompt_says_what_changed(here: Path) -> None:
         "  nearest recorded: call 2, differs at contents[0].parts[0].text:\n"
         "    Write [-300-]{+400+} words on solar sails\n"
         "  If the prompt changed on purpose, record again:\n"
-        f"    {COMMAND}"
+        f"    {COMMAND} --agenttrace-record"
     )
 
 
@@ -693,14 +694,14 @@ def test_a_cassette_without_calls(here: Path) -> None:
 
 def test_no_cassette_names_the_file_and_the_command(here: Path) -> None:
     path = here / "cassettes" / "tests" / "test_article" / "test_article.yaml"
-    with open_cassette(path, command=COMMAND) as session:
+    with open_cassette(path, Opening(command=COMMAND)) as session:
         text = miss_of(session, lambda: llm().invoke("x"))
     assert text == (
         "(no node), call 1: no cassette\n"
         "  POST gemini-2.5-flash:generateContent\n"
         "  looked for: cassettes/tests/test_article/test_article.yaml\n"
         "  Record it:\n"
-        f"    {COMMAND}"
+        f"    {COMMAND} --agenttrace-record"
     )
     with open_cassette(path) as session:
         assert miss_of(session, lambda: llm().invoke("x")).splitlines()[2:] == [
@@ -780,7 +781,7 @@ def test_a_miss_in_a_node_ends_the_run_at_once(node: Callable[[State], Any], ret
 
     policy = RetryPolicy(initial_interval=0.01, max_attempts=3, retry_on=Exception)
     app = graph(node, policy if retried else None)
-    with open_cassette(cassette(here / "x.yaml", recorded("sails", "a")), command=COMMAND) as session:
+    with open_cassette(cassette(here / "x.yaml", recorded("sails", "a")), Opening(command=COMMAND)) as session:
         act = app.invoke if node in (write, greedy) else lambda topic: asyncio.run(app.ainvoke(topic))
         text = miss_of(session, lambda: act({"topic": "sail"}))
     assert text == (
@@ -789,7 +790,7 @@ def test_a_miss_in_a_node_ends_the_run_at_once(node: Callable[[State], Any], ret
         "  nearest recorded: call 1, differs at contents[0].parts[0].text:\n"
         "    [-sails-]{+sail+}\n"
         "  If the prompt changed on purpose, record again:\n"
-        f"    {COMMAND}"
+        f"    {COMMAND} --agenttrace-record"
     )
     assert [(miss.caller.node, miss.number) for miss in session.misses] == [("write", 1)]
 
@@ -834,7 +835,7 @@ def test_a_thread_of_an_earlier_test_gets_no_reply(server: Server, here: Path) -
         with open_cassette(path):
             thread = threading.Thread(target=ask)
             thread.start()
-        with open_cassette(path, record=record, late=told.append) as session:
+        with open_cassette(path, Opening(mode="record" if record else "replay", late=told.append)) as session:
             go_on.set()
             thread.join(20)
             assert (session.calls, session.misses, server.hits) == ((), (), [])
@@ -865,7 +866,7 @@ def test_other_hosts_get_what_was_recorded_for_them_or_are_refused(here: Path) -
     import httpx
 
     image = Interaction("GET", "https://example.com/a.png?size=1", b"", 200, b"png", "OK", {}, {"x": ["y"]})
-    with open_cassette(cassette(here / "x.yaml", image), command=COMMAND) as session:
+    with open_cassette(cassette(here / "x.yaml", image), Opening(command=COMMAND)) as session:
         answer = httpx.get("https://example.com/a.png?size=1&key=secret")
         assert (answer.content, session.calls) == (b"png", ())
         with pytest.raises(httpx.ConnectError):
@@ -933,7 +934,7 @@ class TestRealRecordings:
         import httpx
 
         (path,) = RECORDINGS.glob(name)
-        with open_cassette(path, match="order") as session:
+        with open_cassette(path, Opening(match="order")) as session:
             answer = httpx.post(f"{NOWHERE}/v1beta/models/{model}:{method}", json={})
         return answer.json(), session
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypedDict
 import pytest
 
 from pytest_agenttrace import GeminiServer, Reply
-from pytest_agenttrace.replay import GeminiCassette, open_cassette
+from pytest_agenttrace.replay import GeminiCassette, Opening, open_cassette
 from pytest_agenttrace.replay.cassette import Interaction, save_cassette
 from pytest_agenttrace.replay.clients import clients_kept
 
@@ -337,7 +337,7 @@ def test_a_neighbour_with_another_client_loses_no_recording(
         url = server.url + URL.partition("googleapis.com")[2]
         with (
             httpx.Client() as client,
-            open_cassette(tmp_path / "x.yaml", record=True) as session,
+            open_cassette(tmp_path / "x.yaml", Opening(mode="record")) as session,
             ThreadPoolExecutor(4) as pool,
             neighbours(lambda: other(local)),
         ):

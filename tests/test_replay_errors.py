@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import pytest
 
 from pytest_agenttrace import ErrorReply, GeminiServer, Reply, capture
-from pytest_agenttrace.replay import CassetteMiss, GeminiCassette, open_cassette
+from pytest_agenttrace.replay import CassetteMiss, GeminiCassette, Opening, open_cassette
 from pytest_agenttrace.replay.cassette import Interaction, load_cassette, save_cassette
 from pytest_agenttrace.replay.matching import plain_reply
 from pytest_agenttrace.wire import parse_endpoint
@@ -146,7 +146,7 @@ def test_the_real_clients_exception(
         kind = client.ChatGoogleGenerativeAIError if status < 500 else google.genai.errors.ServerError
     attempts = [status] * 6
     path = cassette(tmp_path / "x.yaml", *attempts, url=url)
-    with open_cassette(path, match="order") as session, pytest.raises(kind, match="try later") as caught:
+    with open_cassette(path, Opening(match="order")) as session, pytest.raises(kind, match="try later") as caught:
         ask(model())
     assert str(status) in str(caught.value)
     # 400 and 404 are not tried again.
@@ -158,7 +158,7 @@ def test_the_real_clients_exception(
 def test_attempts_that_fail_are_counted_and_not_waited_for(
     model: Callable[..., Any], ask: Callable[[Any], str], url: str, tmp_path: Path, sleeps: list[float]
 ) -> None:
-    with open_cassette(cassette(tmp_path / "x.yaml", 429, 503, 200, url=url), match="order") as session:
+    with open_cassette(cassette(tmp_path / "x.yaml", 429, 503, 200, url=url), Opening(match="order")) as session:
         assert ask(model()) == "answered"
     assert statuses(session) == [429, 503, 200]
     assert [call.answered for call in session.calls] == [False, False, True]
@@ -169,14 +169,14 @@ def test_attempts_that_fail_are_counted_and_not_waited_for(
 @pytest.mark.parametrize("ask", [invoke, ainvoke])
 def test_with_retry_does_not_wait(ask: Callable[[Any], str], tmp_path: Path, sleeps: list[float]) -> None:
     model = llm(1).with_retry(stop_after_attempt=3)
-    with open_cassette(cassette(tmp_path / "x.yaml", 500, 429, 200), match="order") as session:
+    with open_cassette(cassette(tmp_path / "x.yaml", 500, 429, 200), Opening(match="order")) as session:
         assert ask(model) == "answered"
     assert (statuses(session), sum(sleeps)) == ([500, 429, 200], 0)
 
 
 def test_with_fallbacks_the_second_model_is_asked_at_once(tmp_path: Path, sleeps: list[float]) -> None:
     model = llm(2).with_fallbacks([llm(1)])
-    with open_cassette(cassette(tmp_path / "x.yaml", 503, 503, 200), match="order") as session:
+    with open_cassette(cassette(tmp_path / "x.yaml", 503, 503, 200), Opening(match="order")) as session:
         assert invoke(model) == "answered"
     assert (statuses(session), sum(sleeps)) == ([503, 503, 200], 0)
 
@@ -185,7 +185,7 @@ def test_the_middleware_of_an_agent_does_not_wait(tmp_path: Path, sleeps: list[f
     agents = pytest.importorskip("langchain.agents")
     middleware = pytest.importorskip("langchain.agents.middleware")
     agent = agents.create_agent(llm(1), middleware=[middleware.ModelRetryMiddleware(max_retries=2, initial_delay=9)])
-    with open_cassette(cassette(tmp_path / "x.yaml", 503, 503, 200), match="order") as session:
+    with open_cassette(cassette(tmp_path / "x.yaml", 503, 503, 200), Opening(match="order")) as session:
         assert agent.invoke({"messages": ["x"]})["messages"][-1].text == "answered"
     assert (statuses(session), sum(sleeps)) == ([503, 503, 200], 0)
 
@@ -207,7 +207,7 @@ def test_a_stream_that_breaks_is_tried_again_at_once(tmp_path: Path, sleeps: lis
             except ServerError:
                 time.sleep(5 + attempt)
 
-    with open_cassette(tmp_path / "x.yaml", match="order") as session:
+    with open_cassette(tmp_path / "x.yaml", Opening(match="order")) as session:
         ask()
     assert (texts, statuses(session), sleeps) == (["answered"], [200, 200], [0])
 
@@ -257,7 +257,7 @@ def test_a_node_tried_again_is_one_execution_of_three_attempts(
 
 def test_recording_waits_as_the_client_wants(tmp_path: Path, sleeps: list[float]) -> None:
     script: list[Reply | ErrorReply] = [ErrorReply(429, "slow down"), ErrorReply(503, "busy"), Reply("answered")]
-    with GeminiServer(script) as server, open_cassette(tmp_path / "x.yaml", record=True) as session:
+    with GeminiServer(script) as server, open_cassette(tmp_path / "x.yaml", Opening(mode="record")) as session:
         assert invoke(llm(base_url=server.url)) == "answered"
     first, second = (seconds for seconds in sleeps if seconds >= 1)
     # google-genai: 1 and 2 seconds, each with up to one more.
@@ -324,7 +324,7 @@ def test_a_real_error_is_the_real_clients_exception(file: Path, later: bool, sle
     from google.genai.errors import ClientError
 
     recorded = load_cassette(file).interactions
-    with open_cassette(file, match="order") as session:
+    with open_cassette(file, Opening(match="order")) as session:
         for exchange in recorded:
             with pytest.raises(ClientError) as caught:
                 ask_google(exchange.uri, 1, later=later)
@@ -340,7 +340,7 @@ def test_a_real_error_is_the_real_clients_exception(file: Path, later: bool, sle
 def test_a_real_429_is_tried_again_at_once(later: bool, sleeps: list[float]) -> None:
     (file,) = (file for file in ERROR_FILES if load_cassette(file).interactions[0].status == 429)
     (recorded,) = load_cassette(file).interactions
-    with open_cassette(file, match="order") as session, pytest.raises(CassetteMiss, match="all replayed"):
+    with open_cassette(file, Opening(match="order")) as session, pytest.raises(CassetteMiss, match="all replayed"):
         ask_google(recorded.uri, 3, later=later)
     # One reply was recorded: the second attempt has none, and there is no third.
     assert (statuses(session), len(session.misses), sum(sleeps)) == ([429], 1, 0)

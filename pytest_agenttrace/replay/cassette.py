@@ -79,11 +79,12 @@ class Interaction:
 
 @dataclass(frozen=True, slots=True)
 class CassetteFile:
-    """What a file holds. `recorded` is its own word on when it was recorded, in UTC."""
+    """What a file holds. `recorded` is its own word on when it was recorded, in UTC; `meta` all it says of itself."""
 
     interactions: tuple[Interaction, ...]
     recorded: datetime | None = None
     origin: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Names
@@ -223,7 +224,8 @@ def load_cassette(path: Path) -> CassetteFile:
         listed.fail(f"interactions is {kind_of(listed.value)}, not a list")
     recorded, origin = (extra.get(key) if extra is not None else None for key in ("recorded", "origin"))
     said = origin.value if origin is not None and isinstance(origin.value, str) else None
-    return CassetteFile(tuple(interactions), _recorded(recorded), said)
+    meta = {name: value for name, value in extra.value.items() if name != "format"} if extra is not None else {}
+    return CassetteFile(tuple(interactions), _recorded(recorded), said, meta)
 
 
 def reply_time(headers: Mapping[str, Sequence[str]]) -> datetime | None:

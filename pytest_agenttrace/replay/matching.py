@@ -114,6 +114,7 @@ class Recorded:
     reply: bytes
     recorded_at: datetime | None
     duration: float | None
+    interaction: Interaction
     node: str | None = None
     teardown: bool = False
 
@@ -173,6 +174,7 @@ def _recording(number: int, interaction: Interaction, file: CassetteFile) -> Rec
         plain_reply(interaction.reply, interaction.reply_headers),
         reply_time(interaction.reply_headers) or file.recorded,
         interaction.duration,
+        interaction,
         interaction.node,
         interaction.teardown,
     )
@@ -227,6 +229,23 @@ class Recordings:
             queue = self._waiting.get(key)
             return queue.popleft() if queue else None
 
+    def adopt(self, asked: Request, node: str | None) -> Recorded | None:
+        """The reply that was recorded for a request of this node whose body was another: of several that wait
+        (branches of a fan-out) the one whose request is most like it."""
+        if (exact := self.take(asked)) is not None:
+            return exact
+        with self._lock:
+            pool = [
+                entry
+                for entry in self._waiting_entries()
+                if entry.request.key("order") == asked.key("order") and entry.node in (node, None)
+            ]
+            if not pool:
+                return None
+            chosen = pool[ranked(asked.body, [(entry.request.body, 0.0) for entry in pool])[0]]
+            self._waiting[self._key(chosen.request)].remove(chosen)
+            return chosen
+
     def holds(self, asked: Request) -> bool:
         key = self._key(asked)
         with self._lock:
@@ -234,9 +253,10 @@ class Recordings:
 
     def _left(self) -> list[Recorded]:
         with self._lock:
-            return sorted(
-                (entry for queue in self._waiting.values() for entry in queue), key=lambda entry: entry.number
-            )
+            return self._waiting_entries()
+
+    def _waiting_entries(self) -> list[Recorded]:
+        return sorted((entry for queue in self._waiting.values() for entry in queue), key=lambda entry: entry.number)
 
     def unused(self) -> tuple[Unused, ...]:
         """Model calls nobody asked for. Counting tokens, files and caches are bookkeeping and not listed."""

@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from itertools import islice
 from typing import Any, Final
 
-__all__ = ["difference", "differing", "ranked", "shortened", "word_difference"]
+__all__ = ["changes", "difference", "differing", "ranked", "shortened", "word_difference"]
 
 # Bounds the cost of a comparison, in characters; requests with images are megabytes of base64.
 _COMPARED: Final = 100_000
@@ -127,6 +127,19 @@ def differing(recorded: bytes, asked: bytes) -> str | None:
     if len(found) != 1 or any(value is ABSENT or isinstance(value, dict | list) for value in _both(found[0])):
         return None
     return found[0].path or None
+
+
+def changes(recorded: bytes, asked: bytes) -> list[str]:
+    """Every place where two JSON texts differ: `generationConfig.temperature absent -> 0.2`."""
+    told: list[str] = []
+    for found in _differences(*_parsed(recorded, asked), ""):
+        path = found.path or "body"
+        if isinstance(found.old, str) and isinstance(found.new, str):
+            told.append(f"{path} {word_difference(found.old, found.new)}")
+        else:
+            old, new = (("absent" if value is ABSENT else _value(value)) for value in _both(found))
+            told.append(f"{path} {old} -> {new}")
+    return told
 
 
 def _both(found: _Found) -> tuple[Any, Any]:

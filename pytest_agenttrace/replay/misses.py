@@ -13,6 +13,8 @@ __all__ = ["CassetteMiss", "Miss", "word_miss"]
 
 AGAIN = "If the prompt changed on purpose, record again:"
 FIRST = "Record it:"
+GO_ON = "Raise the limit, and go on from what was recorded:"
+LIMIT = "not asked: it would pass the limit of --agenttrace-record-limit"
 _NUMBER = re.compile(r"(?<=nearest recorded: )call \d+, ")
 _CHANGE = re.compile(r"\[-.*?-\]|\{\+.*?\+\}")
 _INDEX = re.compile(r"\[\d+\]")

@@ -88,9 +88,9 @@ def scripted_server() -> GeminiServer:
 
 def record(cassette: Path) -> None:
     """The cassette of all three ways, through the plugin's own way of recording."""
-    from pytest_agenttrace.replay import open_cassette
+    from pytest_agenttrace.replay import Opening, open_cassette
 
-    with scripted_server() as server, open_cassette(cassette, record=True):
+    with scripted_server() as server, open_cassette(cassette, Opening(mode="record")):
         build_graph(server.url).invoke(QUESTION)
 
 
@@ -406,11 +406,13 @@ def exchange_times(folder: Path) -> dict[int, Times]:
 
 def nearest_time(count: int) -> float:
     """Milliseconds to word the miss of a request among `count` of 18 KB; of three the median."""
+    from pytest_agenttrace.replay.cassette import Interaction
     from pytest_agenttrace.replay.matching import Recorded, Recordings, read_request
 
+    stored = Interaction("POST", EXCHANGE_URL, b"", 200, b"{}")
     words = NEAREST_KB * 1024 // 14
     asked = [read_request("POST", EXCHANGE_URL, exchange_body(number, words)) for number in range(count)]
-    entries = [Recorded(number, one, 200, "OK", {}, b"{}", None, None) for number, one in enumerate(asked, 1)]
+    entries = [Recorded(number, one, 200, "OK", {}, b"{}", None, None, stored) for number, one in enumerate(asked, 1)]
     tape, times = Recordings(entries, "body"), []
     for number in (3, count // 2, count - 3):
         changed = exchange_body(f"{number} but once", words)

@@ -1,0 +1,498 @@
+"""One test's open cassette: what vcrpy's stubs ask of it, and what it tells of the test's calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
+
+from pytest_agenttrace.calls import Call, Caller, Endpoint, ModelCall
+from pytest_agenttrace.ignoring import NOTHING_IGNORED, Ignore
+from pytest_agenttrace.network import Refusal, allowed
+from pytest_agenttrace.replay.adopting import Adopter
+from pytest_agenttrace.replay.arranging import Kept
+from pytest_agenttrace.replay.cassette import reply_time, scrub_uri, shown_path
+from pytest_agenttrace.replay.credentials import token_reply
+from pytest_agenttrace.replay.filters import Filters
+from pytest_agenttrace.replay.matching import (
+    Match,
+    Recorded,
+    Recordings,
+    Request,
+    Unused,
+    read_recordings,
+    read_request,
+)
+from pytest_agenttrace.replay.misses import AGAIN, FIRST, GO_ON, LIMIT, CassetteMiss, Miss, word_miss
+from pytest_agenttrace.replay.others import OtherCall, Others, host_of
+from pytest_agenttrace.replay.recorder import Mode, Recorder, Shares, partial_path
+from pytest_agenttrace.replay.recording import google, loopback, read_body, read_exchange, without_keys
+from pytest_agenttrace.replay.retries import RecordedReplies
+from pytest_agenttrace.replay.spending import Spending
+from pytest_agenttrace.threads import THREADS, caller
+from pytest_agenttrace.usage import Usage, UsageUnknown
+from pytest_agenttrace.wire import decode_body, parse_endpoint, read_call
+
+__all__ = ["GeminiCassette", "Opening", "Refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A connection that replay refused: the node that asked for it, and what to tell."""
+
+    node: str | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a cassette is opened. `command` is what a miss tells the user to run (its option is added); `shares` how
+    tests that share the cassette record it, None for one test's own; `late` is told what threads of ended tests ask
+    for; `price` gives the USD of a call, and `spending` limits their sum."""
+
+    mode: Mode = "replay"
+    match: Match = "body"
+    ignore: Ignore = NOTHING_IGNORED
+    hosts: Sequence[str] = ()
+    filters: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    shares: Shares | None = None
+    late: Callable[[str], None] | None = None
+    price: Callable[[ModelCall], Decimal] | None = None
+    spending: Spending | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A request that was asked while recording: what the file answers it, else what its reply is expected to cost."""
+
+    number: int
+    at: float
+    asked: Request
+    entry: Recorded | None
+    expected: Decimal | None
+
+
+class GeminiCassette:
+    """One test's open cassette: what was asked, answered, missed and recorded so far. Thread safe."""
+
+    def __init__(self, path: Path, opening: Opening) -> None:
+        self.path = path
+        self.mode = opening.mode
+        # Whether calls are really made.
+        self.recording = opening.mode in ("record", "missing")
+        # Whether the test's body has ended, so that what asks now are its fixtures.
+        self.after_body = False
+        # Whether nothing more will be asked.
+        self.closing = False
+        self._opening = opening
+        self._late = opening.late if opening.late is not None else lambda text: None
+        self._filters = Filters(opening.filters)
+        self._closed = False
+        self._given_up = False
+        found = read_recordings(path)
+        self._missing = found is None
+        # What was there before this test.
+        self.before: tuple[Recorded, ...] = found or ()
+        set_aside = read_recordings(partial_path(path)) if opening.mode == "missing" else None
+        entries = [*self.before, *renumbered(set_aside or (), len(self.before))]
+        self._recordings = Recordings(entries if opening.mode != "record" else (), opening.match, opening.ignore)
+        self._recorder = Recorder(path, opening.shares)
+        self._adopter = Adopter(path)
+        self._allows = allowed(opening.hosts)
+        self._others = Others(opening.hosts, [e.request.url for e in entries if e.request.endpoint is None])
+        self._lock = threading.RLock()
+        self._count = 0
+        self._calls: list[Call] = []
+        self._misses: list[Miss] = []
+        # While recording: requests under way, and what the file answers them.
+        self._started: WeakKeyDictionary[Any, _Begun] = WeakKeyDictionary()
+        self._pending: dict[int, Request] = {}
+        self._passed_by: dict[str, None] = {}
+        self._refused: dict[Refused, None] = {}
+        self._replies: RecordedReplies | None = None
+        self._answered: set[tuple[str, str, str, bytes]] = set()
+        self._made: set[int] = set()
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """Every answered exchange with the Gemini API, in the order they were asked."""
+        with self._lock:
+            return tuple(sorted(self._calls, key=lambda call: call.index))
+
+    @property
+    def made(self) -> tuple[Call, ...]:
+        """The calls that were really made while recording."""
+        with self._lock:
+            return tuple(call for call in self.calls if call.index in self._made)
+
+    @property
+    def adopted(self) -> tuple[tuple[int, str], ...]:
+        """The replies whose request was rewritten, by their numbers in the file, and what changed in it."""
+        return self._adopter.changes
+
+    @property
+    def others(self) -> tuple[OtherCall, ...]:
+        """Every exchange with a host that is none of the model's, recorded or replayed, in the order of the replies."""
+        return self._others.seen
+
+    @property
+    def misses(self) -> tuple[Miss, ...]:
+        """Every request without a recorded reply, whatever became of its exception."""
+        with self._lock:
+            return tuple(sorted(self._misses, key=lambda miss: miss.number))
+
+    @property
+    def unused(self) -> tuple[Unused, ...]:
+        """Recorded replies nobody asked for. Counting tokens, files and caches are bookkeeping and not listed."""
+        return self._recordings.unused()
+
+    @property
+    def used(self) -> dict[str, int]:
+        """How many recorded replies were asked for, by what names their request in `unused`."""
+        return self._recordings.used()
+
+    @property
+    def passed_by(self) -> tuple[str, ...]:
+        """Hosts that were spoken to while recording and are none of the model's: not written."""
+        with self._lock:
+            return tuple(self._passed_by)
+
+    @property
+    def refused(self) -> tuple[Refused, ...]:
+        """Connections that replay has refused, each node and place once, whatever became of the error."""
+        with self._lock:
+            return tuple(self._refused)
+
+    @property
+    def asked(self) -> int:
+        """How many requests and connections there were, answered or not."""
+        with self._lock:
+            return self._count + len(self._refused)
+
+    def __repr__(self) -> str:
+        state = {"replay": "replaying", "adopt": "adopting"}.get(self.mode, "recording")
+        return f"<GeminiCassette {shown_path(self.path)}: {state}, {len(self.calls)} calls>"
+
+    # What vcrpy's stubs ask, in this order: admit, then play or (send, then) keep.
+
+    def _admit(self, request: Any) -> bool:
+        """Whether a request is answered from here; False sends it."""
+        if self._passes(request):
+            return False
+        return self._begin(request) if self.recording else True
+
+    def _begin(self, request: Any) -> bool:
+        """Whether the file answers a request while recording. vcrpy asks more than once."""
+        if not self._is_ours(request.uri):
+            return False
+        endpoint = parse_endpoint(request.uri)
+        self._refuse_late(request)
+        with self._lock:
+            if request not in self._started:
+                asked, at = self._asked(request), time.perf_counter()
+                entry = self._recordings.take(asked)
+                number = self._next() if endpoint is not None else self._count
+                self._started[request] = _Begun(number, at, asked, entry, self._afford(asked, entry, number))
+                if entry is None and endpoint is not None:
+                    self._pending[number] = asked
+            return self._started[request].entry is not None
+
+    def _is_ours(self, uri: str) -> bool:
+        """Whether an exchange is one with the Gemini API, or with a host that the user names."""
+        endpoint, host = parse_endpoint(uri), host_of(uri)
+        if endpoint is None:
+            return self._others.names(uri)
+        return endpoint.model is not None or google(host) or loopback(host)
+
+    def _passes(self, request: Any) -> bool:
+        """Let through what is no call of the Gemini API and not recorded: the guard over sockets judges it.
+        On loopback, users talk to servers of their own: only model calls are kept there. A host that is named and was
+        recorded is replayed, strictly."""
+        if self.recording or token_reply(request.method, request.uri) is not None:
+            return False
+        endpoint = parse_endpoint(request.uri)
+        if endpoint is not None and (endpoint.model is not None or not loopback(host_of(request.uri))):
+            return False
+        return not self._recordings.holds(self._asked(request)) and not self._others.strict(request.uri)
+
+    def _play(self, request: Any) -> dict[str, Any]:
+        self._refuse_late(request)
+        if (token := token_reply(request.method, request.uri)) is not None:
+            return token
+        asking, begun = caller(), self._started.pop(request, None) if self.recording else None
+        asked = begun.asked if begun is not None else self._asked(request)
+        with self._lock:  # at once: equal requests are numbered in the order of their replies
+            entry = begun.entry if begun is not None else self._take(asked, asking)
+            number = begun.number if begun is not None else self._number(asked, entry)
+        if entry is None:
+            miss = self._miss(asked, number, asking)
+            with self._lock:
+                self._misses.append(miss)
+            raise CassetteMiss(miss.text, asking.node, number)
+        if self._replies is not None:
+            self._replies.served(request.uri)
+        if asked.endpoint is None:
+            self._others.keep(asking, request.method, request.uri, entry.status)
+        else:
+            self._answer(asked.endpoint, number, asking, entry)
+        if begun is not None:
+            self._recorder.replayed(Kept(number, entry.interaction, asking, begun.at, time.perf_counter()))
+        if self.mode == "adopt" and entry.request.digest() != asked.digest():
+            self._adopter.adopt(entry, read_exchange(self._filters.asked(request), entry.response(), entry.duration))
+        return entry.response()
+
+    def _take(self, asked: Request, asking: Caller) -> Recorded | None:
+        if self.mode == "adopt" and asked.endpoint is not None:
+            return self._recordings.adopt(asked, asking.node)
+        return self._recordings.take(asked)
+
+    def _number(self, asked: Request, entry: Recorded | None) -> int:
+        return self._next() if entry is None or asked.endpoint is not None else 0
+
+    def _answer(self, endpoint: Endpoint, number: int, asking: Caller, entry: Recorded) -> None:
+        call = read_call(
+            number,
+            asking,
+            endpoint,
+            entry.status,
+            entry.reply,
+            recorded_at=entry.recorded_at,
+            duration=entry.duration,
+            at=time.time(),
+        )
+        with self._lock:
+            self._calls.append(call)
+
+    def _keep(self, request: Any, response: Mapping[str, Any]) -> None:
+        """An exchange that was really made: written where it is one with the model or with a host that the user
+        names, else only its host is kept."""
+        if not self.recording or self._closed:
+            return
+        host, endpoint = host_of(request.uri), parse_endpoint(request.uri)
+        if not self._is_ours(request.uri):
+            with self._lock:
+                self._passed_by.setdefault(host)
+            return
+        with self._lock:
+            begun = self._started.pop(request, None) or self._begun_unseen(request)
+            self._pending.pop(begun.number, None)
+            self._answered.add(begun.asked.key("body"))
+        filtered = self._filters.written(request, response)
+        if filtered is None:
+            return
+        asking, duration = caller(), time.perf_counter() - begun.at
+        interaction = dataclasses.replace(
+            read_exchange(*filtered, duration if endpoint is not None else None),
+            node=asking.node,
+            teardown=self.after_body,
+        )
+        if endpoint is None:
+            self._others.keep(asking, request.method, request.uri, interaction.status)
+        else:
+            now = datetime.now(UTC)
+            call = read_call(
+                begun.number,
+                asking,
+                endpoint,
+                interaction.status,
+                interaction.reply,
+                recorded_at=reply_time(interaction.reply_headers) or now,
+                duration=duration,
+                at=now.timestamp(),
+            )
+            with self._lock:
+                self._calls.append(call)
+                self._made.add(begun.number)
+            self._settle(call, begun.expected)
+        self._recorder.made(
+            Kept(begun.number, interaction, asking, begun.at, begun.at + duration), host, model=endpoint is not None
+        )
+
+    def _begun_unseen(self, request: Any) -> _Begun:
+        """What vcrpy has not asked for before it was sent."""
+        return _Begun(self._next(), time.perf_counter(), self._asked(request), None, None)
+
+    def _next(self) -> int:
+        with self._lock:
+            self._count += 1
+            return self._count
+
+    # What recording costs.
+
+    def _afford(self, asked: Request, entry: Recorded | None, number: int) -> Decimal | None:
+        """USD set apart for a call that is to be made; None where nothing limits it. Raises where it would be too
+        much."""
+        spending, price, endpoint = self._opening.spending, self._opening.price, asked.endpoint
+        if entry is not None or spending is None or price is None or endpoint is None or endpoint.model is None:
+            return None
+        asking = caller()
+        try:
+            expected = self._expected(asked, endpoint.model, asking, price)
+        except LookupError as error:
+            said = f"{error}: without a price the limit cannot be kept"
+        else:
+            if spending.reserve(expected):
+                return expected
+            said = f"limit ${spending.limit}, spent ${spending.spent()}, this call is expected to cost ${expected}"
+        miss = word_miss(asking, number, endpoint, LIMIT, None, [str(asked), said], GO_ON, self._command("missing"))
+        self._misses.append(miss)
+        raise CassetteMiss(miss.text, asking.node, number)
+
+    def _expected(self, asked: Request, model: str, asking: Caller, price: Callable[[ModelCall], Decimal]) -> Decimal:
+        """What a call is expected to cost: what it cost when it was last recorded, else the dearest one of its node or
+        of its model so far, and at least its own prompt and the output it allows."""
+        old = [entry for entry in self.before if entry.request.endpoint and entry.request.endpoint.model == model]
+        same = [entry for entry in old if entry.request.key("body") == asked.key("body")]
+        known = [cost for entry in same if (cost := _cost(call_of(entry), price)) is not None]
+        if known:
+            return max(known)
+        calls = [call_of(entry) for entry in old if entry.node == asking.node]
+        calls += [call for call in self._calls if call.index in self._made and call.model == model]
+        least = price(ModelCall(model, asking.node, None, estimated_usage(asked.body)))
+        return max([least, *(cost for call in calls if (cost := _cost(call, price)) is not None)])
+
+    def _settle(self, call: Call, expected: Decimal | None) -> None:
+        if expected is not None and self._opening.spending is not None and self._opening.price is not None:
+            cost = _cost(call, self._opening.price)
+            self._opening.spending.settle(expected, expected if cost is None else cost)
+
+    def _refuse_late(self, request: Any) -> None:
+        """What an earlier test has left behind is answered nothing of this one's."""
+        if not self._closed and THREADS.owns_current():
+            return
+        node, asked = caller().node, parse_endpoint(request.uri) or scrub_uri(request.uri)
+        text = f"{node or '(no node)'}, late: {request.method.upper()} {asked}"
+        self._late(text)
+        raise CassetteMiss(
+            f"{text}\n  the thread or task was started by a test that has ended: wait for it before that test ends",
+            node,
+        )
+
+    # How it ends.
+
+    def give_up(self) -> str | None:
+        """The test's body ended by an error that is no failed assertion: what it has recorded is not all it would have
+        asked for, and no reason to put a whole cassette aside. Says what becomes of it."""
+        self._given_up = True
+        return self.incomplete
+
+    @property
+    def incomplete(self) -> str | None:
+        """What became of a recording that is not whole; None of one that is, and in replay."""
+        if not self.recording:
+            return None
+        with self._lock:
+            unanswered = [number for number, asked in self._pending.items() if asked.key("body") not in self._answered]
+        if not unanswered and not self._misses and not (self._given_up and not self._missing):
+            return None
+        why = f": no reply came to call {', '.join(map(str, unanswered))}" if unanswered else ""
+        shown = shown_path(self.path)
+        lines = [f"the recording is incomplete{why}: {shown} is {'not written' if self._missing else 'left as it was'}"]
+        if anew := self._recorder.anew:
+            replies = "its reply lies" if anew == 1 else f"its {anew} replies lie"
+            aside = shown_path(partial_path(self.path))
+            lines.append(f"  {replies} in {aside}: --agenttrace-record-missing goes on from there")
+        return "\n".join([*lines, *self._recorder.trouble])
+
+    def _close(self) -> None:
+        self._closed = True
+        if self.recording:
+            self._recorder.close(complete=self.incomplete is None)
+        elif self.mode == "adopt" and not self._misses and not self._given_up:
+            self._adopter.close()
+
+    def _command(self, option: str = "") -> str:
+        command = self._opening.command
+        return f"{command} --agenttrace-record{f'-{option}' if option else ''}" if command else ""
+
+    def _miss(self, asked: Request, number: int, asking: Caller) -> Miss:
+        if self._missing:
+            looked = f"looked for: {shown_path(self.path)}"
+            return word_miss(
+                asking, number, asked.endpoint, "no cassette", None, [str(asked), looked], FIRST, self._command()
+            )
+        if asked.endpoint is None:
+            said = [str(asked), "other requests to this host were recorded, this one was not"]
+            return word_miss(asking, number, None, "no recorded reply", None, said, AGAIN, self._command())
+        nearest, evidence = self._recordings.nearest(asked)
+        said = [str(asked), *evidence]
+        return word_miss(asking, number, asked.endpoint, "no recorded reply", nearest, said, AGAIN, self._command())
+
+    def _asked(self, request: Any) -> Request:
+        filtered = self._filters.asked(request)
+        body = read_body(filtered)
+        # Recorded without the keys in it.
+        body = without_keys(decode_body(body)) if parse_endpoint(request.uri) is None else body
+        return read_request(filtered.method, filtered.uri, body)
+
+    def _refuse_channel(self, host: str) -> NoReturn:
+        asking, number = caller(), self._next()
+        said = [
+            f"a channel to {host}",
+            'Where the client takes one: transport="rest". ChatGoogleGenerativeAI speaks REST since version 4.',
+        ]
+        problem = "gRPC cannot be recorded: use the REST transport"
+        miss = word_miss(asking, number, None, problem, None, said, "", "")
+        with self._lock:
+            self._misses.append(miss)
+        raise CassetteMiss(miss.text, asking.node, number)
+
+    def _refuse(self, refusal: Refusal) -> str:
+        node = caller().node
+        text = f"{node or '(no node)'}: connection to {refusal.text} refused"
+        if self._closed or not THREADS.owns_current():
+            self._late(f"{text}, late")
+            return f"{text}: its test has ended"
+        out = f'If it is meant: @pytest.mark.agent_trace(hosts=["{refusal.place}"])'
+        with self._lock:
+            self._refused.setdefault(Refused(node, f"{text}\n  replay speaks to loopback only. {out}"))
+        return f"{text}: replay speaks to loopback only"
+
+
+def renumbered(entries: Sequence[Recorded], behind: int) -> list[Recorded]:
+    """The entries of another file, as if they stood behind so many of the first one."""
+    return [dataclasses.replace(entry, number=behind + entry.number) for entry in entries]
+
+
+def call_of(entry: Recorded) -> Call:
+    """A recorded exchange with the API as a call; nobody has asked it in this run."""
+    endpoint = entry.request.endpoint
+    if endpoint is None:
+        raise ValueError(f"reply {entry.number} is none of the Gemini API")
+    return read_call(
+        entry.number,
+        Caller(node=entry.node),
+        endpoint,
+        entry.status,
+        entry.reply,
+        recorded_at=entry.recorded_at,
+        duration=entry.duration,
+        at=0.0,
+    )
+
+
+def _cost(call: Call, price: Callable[[ModelCall], Decimal]) -> Decimal | None:
+    """USD of a call; None where its usage or its price is not known."""
+    try:
+        return price(ModelCall(call.model, call.node, call.caller.namespace, call.usage, call=call))
+    except (LookupError, UsageUnknown):
+        return None
+
+
+def estimated_usage(body: bytes) -> Usage:
+    """What a request is at least expected to use: four characters of it are a token, and all the output it allows."""
+    allowed_output = 0
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        allowed_output = max(0, int(json.loads(body)["generationConfig"]["maxOutputTokens"]))
+    tokens = len(body) // 4
+    return Usage(tokens, allowed_output, tokens + allowed_output)

@@ -1,0 +1,164 @@
+"""One run of one test: what it holds, how it is judged, and what its reports tell. Knows nothing of pytest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_agenttrace.session import CassetteUse
+from pytest_agenttrace.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_agenttrace.budget import Limit
+    from pytest_agenttrace.capture import AgentTrace, Verdict
+    from pytest_agenttrace.replay import GeminiCassette
+    from pytest_agenttrace.store import MlflowStore
+
+__all__ = ["Run"]
+
+_FAULT = "pytest-agenttrace could not judge this test, which is a fault of its own"
+
+
+@dataclass
+class Run:
+    """What one run of one test holds; made anew for each rerun."""
+
+    store: MlflowStore | None = None
+    cassette: GeminiCassette | None = None
+    trace: AgentTrace | None = None
+    settings: Settings | None = None
+    limits: list[Limit] | None = None
+    # Whether replies nobody asked for are judged with the test, or over all tests that name its cassette.
+    own: bool = True
+    # Whether the call phase came to its end.
+    called: bool = False
+    verdict: Verdict | None = None
+    use: CassetteUse | None = None
+    _ended: bool = False
+    # How much had been asked of the cassette when the test was judged.
+    _asked: int = 0
+    _incomplete: str | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether the test used none of our fixtures."""
+        return self.cassette is None and self.store is None
+
+    def stop(self, *, failed: bool) -> None:
+        """The body ended by an error; `failed` where that is a failed assertion."""
+        if self.cassette is not None:
+            self._incomplete = self.cassette.incomplete if failed else self.cassette.give_up()
+
+    def judge(self, *, ended: bool) -> Verdict | None:
+        """What is wrong with the test once its body has ended: by itself, or by an error."""
+        if self.idle:
+            return None
+        self._ended = ended
+        self.verdict = self._judged()
+        if self.cassette is not None:
+            self._asked, self.cassette.after_body = self.cassette.asked, True
+        return self.verdict
+
+    def judge_again(self) -> list[str]:
+        """What is wrong beside that once the fixtures are torn down: what they ask for counts, and may be one thing
+        too many."""
+        cassette, before = self.cassette, self.verdict
+        if cassette is None or before is None:
+            return []
+        verdict = before
+        if cassette.asked != self._asked or any(reply.teardown for reply in cassette.unused):
+            cassette.closing = True
+            verdict = self.verdict = self._judged()
+        self.use = self._left(cassette)
+        return [text for text in verdict.failures if text not in before.failures]
+
+    def _judged(self) -> Verdict:
+        from pytest_agenttrace.capture import Verdict, judge
+        from pytest_agenttrace.store import StoreError
+
+        tolerance = (self.settings or Settings()).tolerance
+        given = {"limits": self.limits or (), "tolerance": tolerance, "ended": self._ended, "own": self.own}
+        try:
+            return judge(self.trace, self.cassette, self.store, **given)  # type: ignore[arg-type]  # as it takes them
+        except StoreError as error:
+            return Verdict((str(error),), (), (), ())
+        except Exception as error:  # an error in a hook would end the whole run
+            return Verdict((f"{_FAULT}: {type(error).__name__}: {error}",), (), (), ())
+
+    def _left(self, cassette: GeminiCassette) -> CassetteUse:
+        """What is left of the cassette, for those that share it."""
+        tolerance = (self.settings or Settings()).tolerance
+        kinds = [name for name in ("allow", "warn") if (None, "unused") in getattr(tolerance, name)]
+        complete = self._ended and not cassette.misses and cassette.incomplete is None
+        judged = complete and not cassette.recording
+        unused = {str(reply.number): [reply.text, reply.request] for reply in cassette.unused} if judged else {}
+        used = cassette.used if judged and unused and not self.own else {}
+        kind = kinds[0] if kinds else ""
+        return CassetteUse(str(cassette.path), not self.own, complete, kind, unused, used, cassette.recording)
+
+    # What the reports tell.
+
+    def told(self, *, failed: bool) -> dict[str, Any]:
+        """What the call's report carries to the end of the run."""
+        warned = [finding.kind for finding in self.verdict.warned] if self.verdict is not None else []
+        # What a test allows, or expects, is no news at the end.
+        misses = self.cassette.misses if failed and self.cassette is not None else ()
+        return {"warned": warned, "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses]}
+
+    def told_at_last(self) -> dict[str, Any]:
+        """What the teardown's report carries."""
+        if self.cassette is None or self.use is None:
+            return {}
+        from pytest_agenttrace.rerecord import made
+
+        told: dict[str, Any] = {"cassette": self.use.plain()}
+        if self.cassette.recording:
+            told["recorded"] = made(self.cassette).plain()
+        if self.cassette.mode == "adopt":
+            told["adopted"] = [[str(self.cassette.path), *change] for change in self.cassette.adopted]
+        return told
+
+    def sections(self, *, failed: bool, drawn: bool, verbosity: int, shown: str) -> Iterator[tuple[str, str]]:
+        """What a test needs beside its message, which is `shown`: misses its own error hides, the tree, redirects, the
+        store. A title and a text each."""
+        from pytest_agenttrace.store import StoreError
+
+        told = [self.verdict.text] if self.verdict is not None and self.verdict.failures else []
+        parts: list[tuple[str, str]] = []
+        try:
+            if failed and self.store is not None:
+                self.store.keep()
+            if failed or drawn:
+                parts = list(self._drawn(verbosity))
+        except (StoreError, OSError) as error:
+            told.append(str(error))
+        except Exception as error:  # an error in a hook would end the whole run
+            told.append(f"the trace could not be drawn: {type(error).__name__}: {error}")
+        if self._incomplete is not None:
+            told.append(self._incomplete)
+        yield from (("Captured findings", text) for text in dict.fromkeys(told) if text not in shown)
+        yield from parts
+
+    def _drawn(self, verbosity: int) -> Iterator[tuple[str, str]]:
+        """The tree, HTTP that is none of the model's, what a recording has changed, and what the code asked of MLflow
+        and did not get."""
+        trace = self.trace.peek() if self.trace is not None else None
+        if trace is not None:
+            depth = 0 if verbosity < 0 else 2 if verbosity > 1 else 1
+            about = self.verdict.about if self.verdict is not None else ()
+            yield "Captured trace", trace.drawn(about=about, depth=depth)
+        if self.cassette is not None and self.cassette.others:
+            yield "Captured other HTTP", "\n".join(map(str, self.cassette.others))
+        if self.cassette is not None and self.cassette.recording:
+            from pytest_agenttrace.rerecord import old_and_new
+
+            if lines := old_and_new(self.cassette):
+                yield "Captured recording", "\n".join(lines)
+        if self.store is not None and self.store.requested:
+            yield "Captured requests to MLflow", "\n".join(map(_answered, self.store.requested))
+
+
+def _answered(request: str) -> str:
+    answer = "tracing was switched off" if "autolog(" in request else "redirected to the temporary store"
+    return f"{request}: {answer}"
