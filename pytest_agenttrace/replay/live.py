@@ -337,7 +337,7 @@ class GeminiCassette:
             return None
         asking = caller()
         try:
-            expected = self._expected(asked, endpoint.model, asking, price)
+            expected = max(self._expected(asked, endpoint.model, asking, price), spending.dearest(endpoint.model))
         except LookupError as error:
             said = f"{error}: without a price the limit cannot be kept"
         else:
@@ -357,14 +357,14 @@ class GeminiCassette:
         if known:
             return max(known)
         calls = [call_of(entry) for entry in old if entry.node == asking.node]
-        calls += [call for call in self._calls if call.index in self._made and call.model == model]
+        calls += [call for call in self._calls if call.model == model]
         least = price(ModelCall(model, asking.node, None, estimated_usage(asked.body)))
         return max([least, *(cost for call in calls if (cost := _cost(call, price)) is not None)])
 
     def _settle(self, call: Call, expected: Decimal | None) -> None:
         if expected is not None and self._opening.spending is not None and self._opening.price is not None:
             cost = _cost(call, self._opening.price)
-            self._opening.spending.settle(expected, expected if cost is None else cost)
+            self._opening.spending.settle(call.model or "", expected, expected if cost is None else cost)
 
     def _refuse_late(self, request: Any) -> None:
         """What an earlier test has left behind is answered nothing of this one's."""

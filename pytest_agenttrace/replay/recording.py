@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from typing import Any
@@ -171,6 +172,7 @@ def _stored_uri(uri: str) -> str:
     return f"{GEMINI}{api_path(parts.path)}" + (f"?{parts.query}" if parts.query else "")
 
 
+@cache
 def packages() -> dict[str, str]:
     """The versions of what made the requests."""
     versions: dict[str, str] = {}
