@@ -18,7 +18,7 @@ from pytest_agenttrace.settings import Finding, Settings, Tolerance, read_settin
 from pytest_agenttrace.trace import Span, Trace, TraceReading
 
 if TYPE_CHECKING:
-    from pytest_agenttrace.replay import GeminiCassette, Miss, Unused
+    from pytest_agenttrace.replay import GeminiCassette, Miss, Mode, Unused
     from pytest_agenttrace.store import MlflowStore
 
 __all__ = ["AgentTrace", "CaptureFailed", "NothingTraced", "Verdict", "capture", "cut_traceback", "judge", "miss_in"]
@@ -192,7 +192,7 @@ def capture(
     match: Literal["body", "order"] = "body",
     ignore: Sequence[str] = (),
     hosts: Sequence[str] = (),
-    record: bool = False,
+    record: bool | Literal["missing", "adopt"] = False,
     allow: Sequence[str] = (),
     warn: Sequence[str] = (),
     autolog: Sequence[str] = ("langchain",),
@@ -201,6 +201,7 @@ def capture(
 ) -> Iterator[AgentTrace]:
     """Trace and replay the block, without pytest: `with capture("cassette.yaml") as trace`.
 
+    `record` is what `--agenttrace-record` is for tests; "missing" and "adopt" are its neighbours.
     The temporary store lies in `directory` (by default one that is removed at the end: read the trace
     inside the block). Raises `CaptureFailed` at the end where a finding stands, `CassetteMiss` (a
     BaseException) where a request has no recorded reply.
@@ -217,7 +218,8 @@ def capture(
     settings = read_settings([("capture", keys)])
     with ExitStack() as stack:
         root = Path(directory) if directory is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        trace = stack.enter_context(_composed(Path(cassette), settings, record, root))
+        mode: Mode = record if isinstance(record, str) else "record" if record else "replay"
+        trace = stack.enter_context(_composed(Path(cassette), settings, mode, root))
         yield trace
         verdict = judge(trace, trace._cassette, trace._store, tolerance=settings.tolerance)
         if verdict.failures:
@@ -225,7 +227,7 @@ def capture(
 
 
 @contextmanager
-def _composed(cassette: Path, settings: Settings, record: bool, root: Path) -> Iterator[AgentTrace]:
+def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path) -> Iterator[AgentTrace]:
     from pytest_agenttrace.replay import Opening, open_cassette
     from pytest_agenttrace.store import StoreFactory
 
@@ -234,10 +236,10 @@ def _composed(cassette: Path, settings: Settings, record: bool, root: Path) -> I
         with (
             closing(StoreFactory(root)) as factory,
             factory.open("capture", autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline) as store,
-            dummy_key(not record),
+            dummy_key(mode in ("replay", "adopt")),
             open_cassette(
                 cassette,
-                Opening("record" if record else "replay", settings.match, settings.ignore, settings.hosts),
+                Opening(mode, settings.match, settings.ignore, settings.hosts),
                 scratch=root,
             ) as tape,
         ):

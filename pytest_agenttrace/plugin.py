@@ -11,7 +11,7 @@ import shlex
 import unittest
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,15 @@ import pytest
 from pytest_agenttrace import collect
 from pytest_agenttrace.collect import LIMITS, SESSION, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
+from pytest_agenttrace.options import (
+    OptionError,
+    add_options,
+    check_options,
+    early_key,
+    max_age_of,
+    mode_of,
+    spending_of,
+)
 from pytest_agenttrace.session import Session
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 from pytest_agenttrace.summary import TOLD, Summary
@@ -29,7 +38,7 @@ from pytest_agenttrace.usage import explain_comparison
 
 if TYPE_CHECKING:
     from pytest_agenttrace.capture import AgentTrace
-    from pytest_agenttrace.replay import GeminiCassette, Mode, Spending
+    from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import MlflowStore
 
 _FIXTURES = ("agent_trace", "mlflow_store", "gemini_cassette", "agenttrace_config")
@@ -52,56 +61,10 @@ _HELD = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("agenttrace", "traced workflows: replay, budgets (pytest-agenttrace)")
     try:
-        group.addoption(
-            "--agenttrace-record",
-            action="store_true",
-            default=False,
-            help="Call the real Gemini API and record the selected tests' cassettes anew. Needs a key, costs money.",
-        )
-        group.addoption(
-            "--agenttrace-record-missing",
-            action="store_true",
-            default=False,
-            help="Replay what the cassettes hold, and call the real Gemini API for the rest, which is recorded.",
-        )
-        group.addoption(
-            "--agenttrace-record-limit",
-            metavar="USD",
-            default=None,
-            help="While recording, stop before the call that would pass this sum.",
-        )
-        group.addoption(
-            "--agenttrace-adopt",
-            action="store_true",
-            default=False,
-            help="Replay by node and order, whatever the requests' bodies, and write the new requests beside the old "
-            "replies: for a client's new version. Calls nobody, costs nothing.",
-        )
-        group.addoption(
-            "--agenttrace-unused",
-            action="store_true",
-            default=False,
-            help="After a run of the whole suite, list the cassettes no test has used. Deletes nothing.",
-        )
-        parser.addini(
-            "agenttrace_cassettes",
-            "folder of the cassettes, relative to rootdir (default: cassettes)",
-            default="cassettes",
-        )
-        parser.addini(
-            "agenttrace_dummy_key",
-            "put a dummy GOOGLE_API_KEY in the environment from the start, for models built at import "
-            "(un-skips tests that skip without a key)",
-            type="bool",
-            default=False,
-        )
-    except ValueError as error:
-        raise pytest.UsageError(
-            f"pytest-agenttrace: another plugin has one of its names: {error}. "
-            "Uninstall one of the two, or leave this one out with -p no:agenttrace."
-        ) from None
+        add_options(parser)
+    except OptionError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -109,49 +72,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _AGENT_TRACE)
     config.stash[_OPEN] = ExitStack()
     config.stash[SESSION] = Session(lambda: _basetemp(config), hasattr(config, "workerinput"))
-    _check_modes(config)
+    try:
+        check_options(config)
+    except OptionError as error:
+        raise pytest.UsageError(str(error)) from None
     config.stash[_OPEN].callback(config.stash[SESSION].close)
     config.stash[_OPEN].callback(quiet_environment())
     config.pluginmanager.register(collect, "agenttrace-collect")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Summary(config, config.stash[SESSION]), "agenttrace-summary")
-    try:
-        early_key = bool(config.getini("agenttrace_dummy_key"))
-    except (ValueError, TypeError, pytest.UsageError) as error:
-        raise pytest.UsageError(f"agenttrace_dummy_key is neither true nor false: {error}") from None
-    config.stash[_OPEN].enter_context(dummy_key(early_key and _mode(config) in ("replay", "adopt")))
-
-
-_MODES: dict[str, Mode] = {"record": "record", "record_missing": "missing", "adopt": "adopt"}
-
-
-def _mode(config: pytest.Config) -> Mode:
-    """What cassettes are opened for."""
-    return next((mode for name, mode in _MODES.items() if config.getoption(f"agenttrace_{name}")), "replay")
-
-
-def _check_modes(config: pytest.Config) -> None:
-    asked = [f"--agenttrace-{name.replace('_', '-')}" for name in _MODES if config.getoption(f"agenttrace_{name}")]
-    if len(asked) > 1:
-        raise pytest.UsageError(f"{' and '.join(asked)} exclude each other: give one of them")
-    limit = config.getoption("agenttrace_record_limit")
-    if limit is None:
-        return
-    if _mode(config) not in ("record", "missing"):
-        raise pytest.UsageError("--agenttrace-record-limit: nothing is recorded; add --agenttrace-record-missing")
-    try:
-        usd = Decimal(limit)
-    except InvalidOperation:
-        usd = Decimal("NaN")
-    if not usd.is_finite() or usd < 0:
-        raise pytest.UsageError(f"--agenttrace-record-limit: {limit!r} is no sum of USD, such as 0.50")
-
-
-def _spending(config: pytest.Config) -> Spending | None:
-    from pytest_agenttrace.replay import Spending
-
-    limit = config.getoption("agenttrace_record_limit")
-    return None if limit is None else Spending(Decimal(limit), config.stash[SESSION].parts / "spent")
+    config.stash[_OPEN].enter_context(dummy_key(early_key(config) and mode_of(config) in ("replay", "adopt")))
 
 
 def _basetemp(config: pytest.Config) -> Path | None:
@@ -169,7 +99,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Before anything is paid for: what the last recording has cost."""
     config = session.config
     if (
-        _mode(config) not in ("record", "missing")
+        mode_of(config) not in ("record", "missing")
         or config.option.collectonly
         or _worker_of(config) not in (None, "gw0")
     ):
@@ -184,8 +114,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     except CassetteError as error:
         raise pytest.UsageError(str(error)) from None
     tests = "1 test" if len(items) == 1 else f"{len(items)} tests"
-    none_yet = f", {absent} of {len(paths)} not recorded yet" if absent else ""
-    text = f"agenttrace: recording {tests}; the last recording: {before}{none_yet}"
+    none_yet = f"; {absent} of {len(paths)} cassettes are new" if absent else ""
+    text = f"agenttrace: recording {tests}; their last recording: {before if before.calls else 'none'}{none_yet}"
     if _worker_of(config) is None:
         _say(config, text)
     else:
@@ -261,8 +191,9 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
     path = _cassette_path(item, settings)
     marked = any("cassette" in layer for _, layer in marker_layers(item))
     whole = request.config.stash[SESSION].knows_all(path)
+    run.max_age = max_age_of(request.config)
     run.own = settings.cassette is None or (marked and whole and named_alone(item, path.resolve()))
-    mode = _mode(request.config)
+    mode = mode_of(request.config)
     session = request.config.stash[SESSION]
     opening = Opening(
         mode,
@@ -274,7 +205,7 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
         shares=None if run.own else Shares(session.parts, item.nodeid),
         late=session.late.append,
         price=price_call,
-        spending=_spending(request.config),
+        spending=spending_of(request.config, session.parts),
     )
     opened = open_cassette(path, opening, scratch=session.root)
     try:
@@ -454,6 +385,8 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
     run = _run(item)
     if error is not None:
         run.stop(failed=isinstance(error, AssertionError | pytest.fail.Exception))
+    if run.over_limit:
+        item.session.shouldstop = "--agenttrace-record-limit is reached"
     if isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
         return
     run.limits = item.stash.get(LIMITS, None)

@@ -83,7 +83,7 @@ def old_and_new(cassette: GeminiCassette) -> list[str]:
 
     old = [call_of(entry) for entry in cassette.before if entry.request.endpoint is not None]
     new = list(cassette.calls)
-    if not old:
+    if not old or cassette.incomplete is not None:
         return []
     nodes = list(dict.fromkeys(call.node for call in [*old, *new]))
     found = [

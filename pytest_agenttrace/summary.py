@@ -47,8 +47,8 @@ class Summary:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         verbosity = self._config.get_verbosity()
-        # What fails the run is told in any case.
-        lines = list(self._lines(verbosity)) if verbosity >= 0 else self._session.unused()[0]
+        # What fails the run and what has cost money is told in any case.
+        lines = list(self._lines(verbosity)) if verbosity >= 0 else [*self._session.unused()[0], *self._recorded()]
         if self._config.getoption("agenttrace_unused"):
             lines += self._unused_cassettes()
         if lines:

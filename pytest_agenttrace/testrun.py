@@ -31,6 +31,8 @@ class Run:
     limits: list[Limit] | None = None
     # Whether replies nobody asked for are judged with the test, or over all tests that name its cassette.
     own: bool = True
+    # Days a recording may be old; None for any.
+    max_age: int | None = None
     # Whether the call phase came to its end.
     called: bool = False
     verdict: Verdict | None = None
@@ -44,6 +46,11 @@ class Run:
     def idle(self) -> bool:
         """Whether the test used none of our fixtures."""
         return self.cassette is None and self.store is None
+
+    @property
+    def over_limit(self) -> bool:
+        """Whether a call was not made because it would have cost too much."""
+        return self.cassette is not None and any(miss.limit for miss in self.cassette.misses)
 
     def stop(self, *, failed: bool) -> None:
         """The body ended by an error; `failed` where that is a failed assertion."""
@@ -115,6 +122,8 @@ class Run:
         told: dict[str, Any] = {"cassette": self.use.plain()}
         if self.cassette.recording:
             told["recorded"] = made(self.cassette).plain()
+        elif self.max_age is not None and (days := self.cassette.age) is not None and days > self.max_age:
+            told["aged"] = {str(self.cassette.path): days}
         if self.cassette.mode == "adopt":
             told["adopted"] = [[str(self.cassette.path), *change] for change in self.cassette.adopted]
         return told

@@ -16,7 +16,7 @@ PACKAGE = Path(pytest_agenttrace.__file__).parent
 # Top first. A room imports only from floors below its own, never from one beside it.
 FLOORS = (
     ("__init__", "plugin"),
-    ("collect", "summary"),
+    ("collect", "summary", "options"),
     ("testrun",),
     ("capture", "session", "rerecord"),
     ("store", "replay", "prices", "budget", "reconcile", "forest", "gemini_server"),
@@ -52,8 +52,8 @@ IMPORTERS = {
     "langsmith": {"replay"},
     "vcr": {"replay"},
     "genai_prices": {"prices"},
-    # The summary for types only: its hooks are methods.
-    "pytest": {"plugin", "collect", "summary"},
+    # The last two for types only.
+    "pytest": {"plugin", "collect", "summary", "options"},
     "_pytest": set[str](),
 }
 

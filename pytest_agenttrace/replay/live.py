@@ -130,6 +130,12 @@ class GeminiCassette:
             return tuple(sorted(self._calls, key=lambda call: call.index))
 
     @property
+    def age(self) -> int | None:
+        """Whole days since the oldest of the recorded replies; None where no reply has a date."""
+        times = [entry.recorded_at for entry in self.before if entry.recorded_at is not None]
+        return (datetime.now(UTC) - min(times)).days if times else None
+
+    @property
     def made(self) -> tuple[Call, ...]:
         """The calls that were really made while recording."""
         with self._lock:
@@ -153,8 +159,9 @@ class GeminiCassette:
 
     @property
     def unused(self) -> tuple[Unused, ...]:
-        """Recorded replies nobody asked for. Counting tokens, files and caches are bookkeeping and not listed."""
-        return self._recordings.unused()
+        """Recorded replies nobody asked for; while recording, those are dropped and not listed. Nor are counting
+        tokens, files and caches: they are bookkeeping."""
+        return () if self.recording else self._recordings.unused()
 
     @property
     def used(self) -> dict[str, int]:

@@ -53,6 +53,11 @@ class Miss:
     edit: str
     advice: str
 
+    @property
+    def limit(self) -> bool:
+        """Whether the request was not made because it would have cost too much."""
+        return LIMIT in self.text
+
 
 def word_miss(
     asking: Caller,

@@ -1,0 +1,129 @@
+"""What pytest is told on its command line and in its configuration: options, ini keys, and what they mean together."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_agenttrace.replay import Mode, Spending
+
+__all__ = ["OptionError", "add_options", "check_options", "early_key", "max_age_of", "mode_of", "spending_of"]
+
+
+class OptionError(ValueError):
+    """An option or an ini key that cannot be meant."""
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Every option and ini key. Raises `OptionError` where another plugin has one of their names."""
+    group = parser.getgroup("agenttrace", "traced workflows: replay, budgets (pytest-agenttrace)")
+    try:
+        group.addoption(
+            "--agenttrace-record",
+            action="store_true",
+            default=False,
+            help="Call the real Gemini API and record the selected tests' cassettes anew. Needs a key, costs money.",
+        )
+        group.addoption(
+            "--agenttrace-record-missing",
+            action="store_true",
+            default=False,
+            help="Replay what the cassettes hold, and call the real Gemini API for the rest, which is recorded.",
+        )
+        group.addoption(
+            "--agenttrace-record-limit",
+            metavar="USD",
+            default=None,
+            help="While recording, stop before the call that would pass this sum.",
+        )
+        group.addoption(
+            "--agenttrace-adopt",
+            action="store_true",
+            default=False,
+            help="Replay by node and order, whatever the requests' bodies, and write the new requests beside the old "
+            "replies: for a client's new version. Calls nobody, costs nothing.",
+        )
+        group.addoption(
+            "--agenttrace-unused",
+            action="store_true",
+            default=False,
+            help="After a run of the whole suite, list the cassettes no test has used. Deletes nothing.",
+        )
+        parser.addini(
+            "agenttrace_cassettes",
+            "folder of the cassettes, relative to rootdir (default: cassettes)",
+            default="cassettes",
+        )
+        parser.addini(
+            "agenttrace_max_age",
+            "days after which a recording is named at the end of the run (default: never)",
+            default="",
+        )
+        parser.addini(
+            "agenttrace_dummy_key",
+            "put a dummy GOOGLE_API_KEY in the environment from the start, for models built at import "
+            "(un-skips tests that skip without a key)",
+            type="bool",
+            default=False,
+        )
+    except ValueError as error:
+        raise OptionError(
+            f"pytest-agenttrace: another plugin has one of its names: {error}. "
+            "Uninstall one of the two, or leave this one out with -p no:agenttrace."
+        ) from None
+
+
+_MODES: dict[str, Mode] = {"record": "record", "record_missing": "missing", "adopt": "adopt"}
+
+
+def mode_of(config: pytest.Config) -> Mode:
+    """What cassettes are opened for; `check_options` has seen that no two are asked for."""
+    return next((mode for name, mode in _MODES.items() if config.getoption(f"agenttrace_{name}")), "replay")
+
+
+def check_options(config: pytest.Config) -> None:
+    """Raises `OptionError` for the first option or ini key that cannot be meant."""
+    asked = [f"--agenttrace-{name.replace('_', '-')}" for name in _MODES if config.getoption(f"agenttrace_{name}")]
+    if len(asked) > 1:
+        raise OptionError(f"{' and '.join(asked)} exclude each other: give one of them")
+    max_age_of(config)
+    early_key(config)
+    limit = config.getoption("agenttrace_record_limit")
+    if limit is None:
+        return
+    if mode_of(config) not in ("record", "missing"):
+        raise OptionError("--agenttrace-record-limit: nothing is recorded; add --agenttrace-record-missing")
+    try:
+        usd = Decimal(limit)
+    except InvalidOperation:
+        usd = Decimal("NaN")
+    if not usd.is_finite() or usd < 0:
+        raise OptionError(f"--agenttrace-record-limit: {limit!r} is no sum of USD, such as 0.50")
+
+
+def max_age_of(config: pytest.Config) -> int | None:
+    """Days a recording may be old; None for any."""
+    days = str(config.getini("agenttrace_max_age")).strip()
+    if days and not days.isdecimal():
+        raise OptionError(f"agenttrace_max_age: {days!r} is no whole number of days")
+    return int(days) if days else None
+
+
+def spending_of(config: pytest.Config, parts: Path) -> Spending | None:
+    """What the run may spend on recording, added up in a folder of its own; None for any sum."""
+    from pytest_agenttrace.replay import Spending
+
+    limit = config.getoption("agenttrace_record_limit")
+    return None if limit is None else Spending(Decimal(limit), parts / "spent")
+
+
+def early_key(config: pytest.Config) -> bool:
+    """Whether a dummy key stands in from the start. Raises `OptionError` for what is neither true nor false."""
+    try:
+        return bool(config.getini("agenttrace_dummy_key"))
+    except Exception as error:
+        raise OptionError(f"agenttrace_dummy_key is neither true nor false: {error}") from None
