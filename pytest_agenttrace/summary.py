@@ -86,7 +86,8 @@ class Summary:
         if adopted := session.adopted():
             yield from ("adopted: old replies stand under new requests", *(f"  {line}" for line in adopted))
         for path, days in session.aged.items():
-            yield f"{path} was recorded {days} days ago: older than agenttrace_max_age"
+            shown = _shown(Path(path), self._config.rootpath)
+            yield f"{shown} was recorded {days} days ago: older than agenttrace_max_age"
 
     def _unused_cassettes(self) -> Iterator[str]:
         if self._session.partial is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from pytest_agenttrace import ErrorReply, GeminiServer, Reply
 from pytest_agenttrace.gemini_server import Script
+from pytest_agenttrace.options import OptionError, check_options
 from pytest_agenttrace.replay.recording import read_exchange, without_keys
 
 TESTS = """
@@ -78,6 +80,115 @@ def test_a_recording_cut_short_leaves_the_old_one(folder: Path, clean_environmen
     # What an assert says of new replies is no reason to lose them.
     assert "1 failed" in record(folder, clean_environment, [Reply("one"), Reply("three")], "-k", "two_calls")
     assert b"three" in cassette.read_bytes()
+
+
+AGAIN = """
+import os
+
+import pytest
+from langchain_google_genai import ChatGoogleGenerativeAI
+from langgraph.graph import START, StateGraph
+
+
+def ask(prompt):
+    temperature = float(os.environ.get("TEMPERATURE", "0"))
+    return ChatGoogleGenerativeAI(model="gemini-2.5-flash", temperature=temperature, max_retries=1).invoke(prompt).text
+
+
+def app(words):
+    graph = StateGraph(dict)
+    graph.add_node("research", lambda state: {"facts": ask(f"Research {state['topic']}")})
+    graph.add_node("write", lambda state: {"text": ask(f"Write {words} words on {state['facts']}")})
+    graph.add_edge(START, "research")
+    graph.add_edge("research", "write")
+    return graph.compile()
+
+
+@pytest.mark.parametrize("topic", ["sails", "kites"])
+@pytest.mark.budget("write", tokens=100)
+def test_article(agent_trace, topic):
+    app(int(os.environ.get("WORDS", "300"))).invoke({"topic": topic})
+
+
+@pytest.mark.parametrize("topic", ["sails", "kites"])
+@pytest.mark.agent_trace(cassette="shared.yaml")
+def test_shared(agent_trace, topic):
+    ask(f"Summarise {topic}")
+"""
+
+
+def lines(out: str) -> list[str]:
+    """Without what differs from run to run."""
+    return [line.rstrip() for line in out.splitlines()]
+
+
+def test_recording_again_costs_what_changed_and_says_so(folder: Path, clean_environment: dict[str, str]) -> None:
+    (folder / "test_it.py").write_text(AGAIN)
+    small = {part: Reply("x", usage={"promptTokenCount": 10, "candidatesTokenCount": 40}) for part in ("R", "W", "S")}
+    first = record(folder, clean_environment, small, "-n2", "-p", "xdist")
+    assert "4 passed" in first, first
+    assert "agenttrace: recording 4 tests; their last recording: none; 3 of 3 cassettes are new" in lines(first)
+    assert "recorded anew: 6 calls, $0.000618" in lines(first)
+    assert "4 passed" in run(folder, clean_environment)
+
+    large = {"Write": Reply("y", usage={"promptTokenCount": 10, "candidatesTokenCount": 140})}
+    with GeminiServer(large) as server:
+        keyed = clean_environment | {"GOOGLE_API_KEY": "x", "GOOGLE_GEMINI_BASE_URL": server.url, "WORDS": "400"}
+        again = run(folder, keyed, "--agenttrace-record-missing")
+        assert len(server.requests) == 2
+    assert "2 failed, 2 passed" in again
+    assert "agenttrace: recording 4 tests; their last recording: 6 calls, $0.000618" in lines(again)
+    assert "recorded anew: 2 calls, $0.000706" in lines(again)
+    assert lines(again).count("write 150 tokens > 100 (+50)") == 2
+    told = ["write 50 -> 150 tokens, $0.000103 -> $0.000353", "run 100 -> 200 tokens, $0.000206 -> $0.000456"]
+    assert [line for line in lines(again) if " -> " in line] == told * 2
+    # Complete, and kept though a budget failed.
+    replayed = run(folder, clean_environment | {"WORDS": "400"})
+    assert lines(replayed).count("write 150 tokens > 100 (+50)") == 2
+    assert "CassetteMiss" not in replayed
+
+
+def test_a_limit_stops_the_run_and_adopting_calls_nobody(folder: Path, clean_environment: dict[str, str]) -> None:
+    (folder / "test_it.py").write_text(AGAIN)
+    small = {part: Reply("x", usage={"promptTokenCount": 10, "candidatesTokenCount": 40}) for part in ("R", "W", "S")}
+    stopped = record(folder, clean_environment, small, "--agenttrace-record-limit", "0.00035")
+    assert "CassetteMiss: write, call 2: not asked: it would pass the limit of --agenttrace-record-limit" in stopped
+    assert "stopping after 2 failures" not in stopped
+    assert "--agenttrace-record-limit is reached" in stopped
+    assert "recorded anew: 3 calls, $0.000309" in lines(stopped)
+    aside = "cassettes/test_it/test_article[kites].partial.yaml"
+    assert f"  its reply lies in {aside}: --agenttrace-record-missing goes on from there" in lines(stopped)
+    assert (folder / aside).exists()
+
+    old = folder / "cassettes" / "test_it" / "test_article[sails].yaml"
+    old.write_text(re.sub(r"20\d\d-\d\d-\d\dT\S+Z|\w{3}, .* GMT", "2026-01-01T00:00:00Z", old.read_text()))
+    adopted = run(folder, clean_environment | {"TEMPERATURE": "0.5"}, "-k", "article and sails", "--agenttrace-adopt")
+    assert "1 passed" in adopted, adopted
+    assert "  2 requests changed in one way: generationConfig.temperature 0.0 -> 0.5" in lines(adopted)
+    ini = ["-o", "agenttrace_max_age=30"]
+    aged = run(folder, clean_environment | {"TEMPERATURE": "0.5"}, "-k", "article and sails", *ini)
+    assert "1 passed" in aged, aged
+    assert re.search(r"cassettes/test_it/test_article\[sails\]\.yaml was recorded \d{3,} days ago", aged)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"record": True, "adopt": True}, "--agenttrace-record and --agenttrace-adopt exclude each other: give one"),
+        ({"record_limit": "1"}, "--agenttrace-record-limit: nothing is recorded; add --agenttrace-record-missing"),
+        ({"record": True, "record_limit": "much"}, "--agenttrace-record-limit: 'much' is no sum of USD, such as 0.50"),
+        ({"record": True, "record_limit": "-1"}, "--agenttrace-record-limit: '-1' is no sum of USD, such as 0.50"),
+        ({"max_age": "a week"}, "agenttrace_max_age: 'a week' is no whole number of days"),
+    ],
+)
+def test_options_that_cannot_be_meant(options: dict[str, Any], said: str) -> None:
+    def given(name: str) -> Any:
+        return options.get(name.removeprefix("agenttrace_"))
+
+    config: Any = SimpleNamespace(getoption=given, getini=lambda name: given(name) or "")
+    with pytest.raises(OptionError) as caught:
+        check_options(config)
+    assert str(caught.value).startswith(said)
 
 
 # Keys
