@@ -19,9 +19,10 @@ import pytest
 from pytest_agenttrace import CassetteMiss, GeminiServer, UsageUnknown, capture
 from pytest_agenttrace.capture import CaptureFailed
 from pytest_agenttrace.replay import Opening, open_cassette
-from pytest_agenttrace.replay.cassette import Interaction, load_cassette, save_cassette
+from pytest_agenttrace.replay.cassette import Interaction, load_cassette
 from pytest_agenttrace.replay.credentials import TOKEN
 from pytest_agenttrace.replay.matching import plain_reply
+from pytest_agenttrace.replay.writing import save_cassette
 from pytest_agenttrace.wire import parse_endpoint
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "shared" / "recordings"

@@ -24,7 +24,7 @@ FLOORS = (
     ("store.exporter", "store.redirect", "store.spans", "replay.live"),
     ("store.database", "replay.recorder", "replay.filters", "replay.others"),
     ("replay.adopting", "replay.arranging"),
-    ("replay.recording",),
+    ("replay.recording", "replay.writing"),
     ("replay.matching",),
     ("store.mlflow_state", "replay.cassette", "replay.misses"),
     ("replay.reading", "replay.mismatch", "replay.retries", "replay.clients", "replay.credentials"),

@@ -19,8 +19,9 @@ import pytest
 import pytest_agenttrace.replay.matching as matching
 import pytest_agenttrace.replay.mismatch as mismatch
 from pytest_agenttrace.ignoring import Ignore
-from pytest_agenttrace.replay.cassette import CassetteError, CassetteFile, Interaction, load_cassette, save_cassette
+from pytest_agenttrace.replay.cassette import CassetteError, CassetteFile, Interaction, load_cassette
 from pytest_agenttrace.replay.matching import Recorded, Recordings, Request, plain_reply, read_recordings, read_request
+from pytest_agenttrace.replay.writing import save_cassette
 
 ROOT = Path(__file__).parents[1]
 GOOGLE = "https://generativelanguage.googleapis.com/v1beta/models"

@@ -17,7 +17,7 @@ import pytest
 from pytest_agenttrace import CassetteMiss, capture
 from pytest_agenttrace.capture import CaptureFailed
 from pytest_agenttrace.replay import open_cassette
-from pytest_agenttrace.replay.cassette import save_cassette
+from pytest_agenttrace.replay.writing import save_cassette
 
 NOWHERE = "https://gemini.invalid"
 # google-genai's own session class, where aiohttp is installed.

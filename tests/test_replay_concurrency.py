@@ -20,8 +20,9 @@ import pytest
 
 from pytest_agenttrace import GeminiServer, Reply
 from pytest_agenttrace.replay import GeminiCassette, Opening, open_cassette
-from pytest_agenttrace.replay.cassette import Interaction, save_cassette
+from pytest_agenttrace.replay.cassette import Interaction
 from pytest_agenttrace.replay.clients import clients_kept
+from pytest_agenttrace.replay.writing import save_cassette
 
 URL = "https://generativelanguage.googleapis.com/v1beta/models/gemini-2.5-flash:generateContent"
 BRANCHES, THREADS, ROUNDS = 32, 8, 500

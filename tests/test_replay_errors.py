@@ -16,8 +16,9 @@ import pytest
 
 from pytest_agenttrace import ErrorReply, GeminiServer, Reply, capture
 from pytest_agenttrace.replay import CassetteMiss, GeminiCassette, Opening, open_cassette
-from pytest_agenttrace.replay.cassette import Interaction, load_cassette, save_cassette
+from pytest_agenttrace.replay.cassette import Interaction, load_cassette
 from pytest_agenttrace.replay.matching import plain_reply
+from pytest_agenttrace.replay.writing import save_cassette
 from pytest_agenttrace.wire import parse_endpoint
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "shared" / "recordings"

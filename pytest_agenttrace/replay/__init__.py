@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from pytest_agenttrace.network import Refusal, allowed, guarded
-from pytest_agenttrace.replay.cassette import CassetteError, cassette_path, check_writable
+from pytest_agenttrace.replay.cassette import CassetteError, cassette_path
 from pytest_agenttrace.replay.clients import patched_clients
 from pytest_agenttrace.replay.credentials import dummy_credentials
 from pytest_agenttrace.replay.grpc_channels import no_model_channels
@@ -23,6 +23,7 @@ from pytest_agenttrace.replay.others import OtherCall
 from pytest_agenttrace.replay.recorder import Mode, Shares, partial_path, prune
 from pytest_agenttrace.replay.retries import no_waiting
 from pytest_agenttrace.replay.spending import Spending
+from pytest_agenttrace.replay.writing import check_writable
 from pytest_agenttrace.threads import THREADS, caller
 
 __all__ = [

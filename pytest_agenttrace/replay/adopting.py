@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_agenttrace.locking import locked
-from pytest_agenttrace.replay.cassette import Interaction, load_cassette, save_cassette
+from pytest_agenttrace.replay.cassette import Interaction, load_cassette
 from pytest_agenttrace.replay.matching import Recorded
 from pytest_agenttrace.replay.mismatch import changes
 from pytest_agenttrace.replay.recording import packages
+from pytest_agenttrace.replay.writing import save_cassette
 from pytest_agenttrace.wire import decode_body
 
 __all__ = ["Adopter"]

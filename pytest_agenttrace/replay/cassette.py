@@ -1,18 +1,15 @@
-"""The cassette file: names, loading with checks, writing without secrets.
+"""The cassette file: its name, what it holds, and loading it with checks.
 
-A cassette is a vcrpy YAML file (`version: 1`, `interactions`) with a top-level mapping `agenttrace` beside it that
-vcrpy ignores: `format`, `recorded` (UTC), `models`, `packages`, `origin`. An interaction may carry
-`agenttrace: {duration: seconds}`. Knows nothing of vcrpy itself, of Gemini or of pytest.
+A cassette is YAML in vcrpy's form (`version: 1`, `interactions`) with a top-level mapping `agenttrace` beside it:
+`format`, `recorded` (UTC), `models`, `packages`, `origin`. An interaction may carry
+`agenttrace: {node, recorded, duration, teardown}`. Knows nothing of vcrpy itself, of Gemini or of pytest.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,19 +18,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
-import yaml
-
-from pytest_agenttrace.replay.reading import CassetteError, Checked, fail, kind_of, read_document, shown_path
+from pytest_agenttrace.replay.reading import CassetteError, Checked, kind_of, read_document, shown_path
 
 __all__ = [
     "CassetteError",
     "CassetteFile",
     "Interaction",
     "cassette_path",
-    "check_writable",
     "load_cassette",
     "reply_time",
-    "save_cassette",
     "scrub_uri",
     "shown_path",
 ]
@@ -61,7 +54,8 @@ _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 class Interaction:
     """One recorded exchange. `body` and `reply` are as stored, still compressed where the file has them so.
 
-    `node` is the one that asked; `teardown` says that a fixture did, after the test's body had ended.
+    `recorded` is when, in UTC, to the second; `duration` how long it took, in seconds; `node` the one that asked;
+    `teardown` says that a fixture did, after the test's body had ended.
     """
 
     method: str
@@ -75,6 +69,7 @@ class Interaction:
     duration: float | None = None
     node: str | None = None
     teardown: bool = False
+    recorded: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +167,8 @@ def _interaction(found: Checked) -> Interaction:
     if string is None and reply.value:
         reply.fail(f"{reply.name} has no 'string'")
     reason = status.get("message")
+    reply_headers = _headers(response.get("headers"))
+    when = _recorded(extra.mapping().get("recorded")) if extra is not None else None
     return Interaction(
         method=request.need("method").text().upper(),
         uri=_uri(request.need("uri")),
@@ -180,7 +177,8 @@ def _interaction(found: Checked) -> Interaction:
         reply=string.body() if string is not None else b"",
         reason=reason.words() if reason is not None else "",
         request_headers=_headers(request.get("headers")),
-        reply_headers=_headers(response.get("headers")),
+        reply_headers=reply_headers,
+        recorded=when or reply_time(reply_headers),
         duration=_seconds(extra.mapping().get("duration")) if extra is not None else None,
         node=node.text() if extra is not None and (node := extra.get("node")) is not None else None,
         teardown=extra is not None and (flag := extra.get("teardown")) is not None and flag.value is True,
@@ -224,7 +222,7 @@ def load_cassette(path: Path) -> CassetteFile:
         listed.fail(f"interactions is {kind_of(listed.value)}, not a list")
     recorded, origin = (extra.get(key) if extra is not None else None for key in ("recorded", "origin"))
     said = origin.value if origin is not None and isinstance(origin.value, str) else None
-    meta = {name: value for name, value in extra.value.items() if name != "format"} if extra is not None else {}
+    meta = dict(extra.value) if extra is not None else {}
     return CassetteFile(tuple(interactions), _recorded(recorded), said, meta)
 
 
@@ -237,9 +235,6 @@ def reply_time(headers: Mapping[str, Sequence[str]]) -> datetime | None:
     return None
 
 
-# Writing
-
-
 def scrub_uri(uri: str) -> str:
     """A URI without keys and credentials: no user, no `key=`, no `access_token=`."""
     parts = urlsplit(uri)
@@ -248,97 +243,3 @@ def scrub_uri(uri: str) -> str:
     if any(name.lower() in SECRET_PARAMETERS for name, _ in pairs):
         query = urlencode([pair for pair in pairs if pair[0].lower() not in SECRET_PARAMETERS], quote_via=quote)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
-
-
-def _escape(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
-
-
-def _readable(body: bytes) -> str | bytes:
-    """A body as text a human can read and diff: JSON indented, event streams line by line; bytes where it is no text.
-
-    White space of JSON and the line ends of event streams are not kept: neither means anything.
-    """
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError:
-        return body
-    try:
-        return _UNSAFE.sub(_escape, json.dumps(json.loads(text), indent=2, ensure_ascii=False))
-    except (ValueError, RecursionError):
-        pass
-    return text.replace("\r\n", "\n") if text.startswith(("data:", "event:")) else text
-
-
-class _Dumper(yaml.SafeDumper):
-    """Python's own emitter, not libyaml's: one text on every machine."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-def _kept(headers: Mapping[str, Sequence[str]], names: frozenset[str]) -> dict[str, list[str]]:
-    return {name.lower(): list(values) for name, values in sorted(headers.items()) if name.lower() in names}
-
-
-def _stored(interaction: Interaction) -> dict[str, Any]:
-    stored: dict[str, Any] = {
-        "request": {
-            "method": interaction.method,
-            "uri": scrub_uri(interaction.uri),
-            "headers": _kept(interaction.request_headers, REQUEST_HEADERS),
-            "body": _readable(interaction.body),
-        },
-        "response": {
-            "status": {"code": interaction.status, "message": interaction.reason},
-            "headers": _kept(interaction.reply_headers, REPLY_HEADERS),
-            "body": {"string": _readable(interaction.reply)},
-        },
-    }
-    facts: dict[str, Any] = {"node": interaction.node} if interaction.node is not None else {}
-    if interaction.duration is not None:
-        facts["duration"] = round(interaction.duration, 3)
-    if interaction.teardown:
-        facts["teardown"] = True
-    return {**stored, "agenttrace": facts} if facts else stored
-
-
-def check_writable(path: Path) -> None:
-    """Fail before anything is paid for: try to write where the cassette will go, and leave nothing behind."""
-    folder = path.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        out = "Make it writable, or name another cassette."
-        fail(folder, f"no cassette can be written here: {error.strerror or error}", out=out)
-
-
-def save_cassette(path: Path, interactions: Iterable[Interaction], meta: Mapping[str, Any]) -> None:
-    """Write a cassette whole or not at all. `meta` goes into the `agenttrace` mapping, behind `format`."""
-    content = {
-        "version": VERSION,
-        "agenttrace": {"format": FORMAT, **meta},
-        "interactions": [_stored(interaction) for interaction in interactions],
-    }
-    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    # A link stays a link: what it points at is replaced.
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{_digest(target.name)}-{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(target)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        fail(path, f"cannot be written: {error.strerror or error}", out="Nothing was overwritten.")

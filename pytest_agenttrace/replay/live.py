@@ -20,7 +20,7 @@ from pytest_agenttrace.ignoring import NOTHING_IGNORED, Ignore
 from pytest_agenttrace.network import Refusal, allowed
 from pytest_agenttrace.replay.adopting import Adopter
 from pytest_agenttrace.replay.arranging import Kept
-from pytest_agenttrace.replay.cassette import reply_time, scrub_uri, shown_path
+from pytest_agenttrace.replay.cassette import scrub_uri, shown_path
 from pytest_agenttrace.replay.credentials import token_reply
 from pytest_agenttrace.replay.filters import Filters
 from pytest_agenttrace.replay.matching import (
@@ -313,7 +313,7 @@ class GeminiCassette:
                 endpoint,
                 interaction.status,
                 interaction.reply,
-                recorded_at=reply_time(interaction.reply_headers) or now,
+                recorded_at=interaction.recorded,
                 duration=duration,
                 at=now.timestamp(),
             )

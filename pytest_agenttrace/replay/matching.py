@@ -26,7 +26,6 @@ from pytest_agenttrace.replay.cassette import (
     CassetteFile,
     Interaction,
     load_cassette,
-    reply_time,
     scrub_uri,
     shown_path,
 )
@@ -172,7 +171,7 @@ def _recording(number: int, interaction: Interaction, file: CassetteFile) -> Rec
         interaction.reason,
         {name: values for name, values in interaction.reply_headers.items() if name.lower() not in _TRANSFER_HEADERS},
         plain_reply(interaction.reply, interaction.reply_headers),
-        reply_time(interaction.reply_headers) or file.recorded,
+        interaction.recorded or file.recorded,
         interaction.duration,
         interaction,
         interaction.node,

@@ -23,11 +23,10 @@ from pytest_agenttrace.replay.cassette import (
     CassetteFile,
     Interaction,
     load_cassette,
-    reply_time,
-    save_cassette,
     shown_path,
 )
 from pytest_agenttrace.replay.recording import origin_of, packages
+from pytest_agenttrace.replay.writing import save_cassette
 from pytest_agenttrace.wire import parse_endpoint
 
 __all__ = ["Mode", "Recorder", "Shares", "partial_path", "prune"]
@@ -160,7 +159,7 @@ def prune(parts: Path, path: Path) -> int:
 
 def _facts(interactions: Sequence[Interaction]) -> dict[str, Any]:
     """When the oldest of these was recorded, and from which models."""
-    times = [time for found in interactions if (time := reply_time(found.reply_headers)) is not None]
+    times = [found.recorded for found in interactions if found.recorded is not None]
     endpoints = [parse_endpoint(found.uri) for found in interactions]
     return {
         "recorded": min(times, default=datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
-from pytest_agenttrace.replay.cassette import SECRET_PARAMETERS, Interaction, scrub_uri
+from pytest_agenttrace.replay.cassette import SECRET_PARAMETERS, Interaction, reply_time, scrub_uri
 from pytest_agenttrace.replay.matching import api_path, plain_reply
 from pytest_agenttrace.wire import decode_body, parse_endpoint
 
@@ -83,6 +84,7 @@ def read_exchange(request: Any, response: Mapping[str, Any], duration: float | N
         reason=response["status"]["message"] or "",
         request_headers={name: [str(value)] for name, value in request.headers.items()},
         reply_headers={name: _reply_header(name, values, secrets) for name, values in response["headers"].items()},
+        recorded=reply_time(response["headers"]) or datetime.now(UTC).replace(microsecond=0),
         duration=duration,
     )
 

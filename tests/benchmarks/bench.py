@@ -351,7 +351,8 @@ NEAREST_KB = 18
 
 def write_cassette(path: Path, count: int) -> None:
     """As a recording writes it, one exchange in `count` variations: writing all of them would take longest."""
-    from pytest_agenttrace.replay.cassette import Interaction, save_cassette
+    from pytest_agenttrace.replay.cassette import Interaction
+    from pytest_agenttrace.replay.writing import save_cassette
 
     reply = b'{"candidates": [{"content": {"parts": [{"text": "answer NUMBER"}], "role": "model"}}]}'
     headers = {"content-type": ["application/json"], "date": ["Fri, 01 Aug 2025 12:00:00 GMT"]}
