@@ -177,7 +177,7 @@ def _use_fixture(item: pytest.Function) -> None:
 # Test modules
 
 
-_USES_US = re.compile(r"\b(agent_trace|mlflow_store|gemini_cassette)\b|\bmark\.budget\b")
+_USES_US = re.compile(r"\b(agent_trace|mlflow_store|gemini_cassette|gemini_server)\b|\bmark\.budget\b")
 _NO_KEY = re.compile(r"API.?key|GOOGLE_API_KEY|GEMINI_API_KEY", re.IGNORECASE)
 _KEY_HINT = (
     "A model is built while this file is imported, before any fixture can stand in for the key.\n"

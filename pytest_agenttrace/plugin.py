@@ -29,10 +29,11 @@ from pytest_agenttrace.usage import explain_comparison
 
 if TYPE_CHECKING:
     from pytest_agenttrace.capture import AgentTrace, Verdict
+    from pytest_agenttrace.gemini_server import GeminiServer
     from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import MlflowStore
 
-_FIXTURES = ("agent_trace", "mlflow_store", "gemini_cassette", "agenttrace_config")
+_FIXTURES = ("agent_trace", "mlflow_store", "gemini_cassette", "gemini_server", "agenttrace_config")
 _BUDGET = (
     "budget(node=None, /, *, tokens, input_tokens, output_tokens, cost, llm_calls, tool_calls): "
     "inclusive limits for a node, or for the whole run; cost in USD, as text or Decimal. "
@@ -118,7 +119,7 @@ def pytest_configure(config: pytest.Config) -> None:
         early_key = bool(config.getini("agenttrace_dummy_key"))
     except (ValueError, TypeError, pytest.UsageError) as error:
         raise pytest.UsageError(f"agenttrace_dummy_key is neither true nor false: {error}") from None
-    config.stash[_OPEN].enter_context(dummy_key(early_key and not config.getoption("agenttrace_record")))
+    config.stash[_OPEN].enter_context(dummy_key(early_key))
 
 
 def _basetemp(config: pytest.Config) -> Path | None:
@@ -190,7 +191,7 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
         scratch=request.config.stash[SESSION].root,
     )
     try:
-        with dummy_key(not record), opened as cassette:
+        with dummy_key(not record or "gemini_server" in request.fixturenames), opened as cassette:
             run.cassette = cassette
             yield cassette
             _judge_again(item, run)
@@ -222,6 +223,24 @@ def agent_trace(
     trace = AgentTrace(mlflow_store, gemini_cassette, _settings(request).tolerance.forgives)
     _run(request.node).trace = trace
     return trace
+
+
+@pytest.fixture
+def gemini_server(request: pytest.FixtureRequest, gemini_cassette: GeminiCassette) -> GeminiServer:
+    """A script to record the cassette from, instead of Google: no key, no network, no cost.
+
+    `reply(Reply("..."), node="research")` says what is answered, by node, by prompt or to any request. It is asked
+    with --agenttrace-record only; in replay nothing is started.
+    """
+    from pytest_agenttrace.gemini_server import GeminiServer
+    from pytest_agenttrace.replay import CassetteError
+
+    server = GeminiServer()
+    try:
+        gemini_cassette.record_from(server, request.config.stash[SESSION].root)
+    except CassetteError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
+    return server
 
 
 def _run(item: pytest.Item) -> _Run:

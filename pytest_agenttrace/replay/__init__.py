@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 from pytest_agenttrace.calls import Call, Caller
+from pytest_agenttrace.environment import dummy_key
 from pytest_agenttrace.ignoring import NOTHING_IGNORED, Ignore
 from pytest_agenttrace.network import Refusal, allowed, guarded
 from pytest_agenttrace.replay.cassette import (
@@ -33,7 +34,7 @@ from pytest_agenttrace.replay.cassette import (
     shown_path,
 )
 from pytest_agenttrace.replay.clients import patched_clients
-from pytest_agenttrace.replay.credentials import dummy_credentials, token_reply
+from pytest_agenttrace.replay.credentials import dummy_credentials, dummy_sent, token_reply
 from pytest_agenttrace.replay.grpc_channels import no_model_channels
 from pytest_agenttrace.replay.langsmith import quiet_langsmith
 from pytest_agenttrace.replay.matching import (
@@ -57,6 +58,7 @@ from pytest_agenttrace.replay.recording import (
     without_keys,
 )
 from pytest_agenttrace.replay.retries import RecordedReplies, no_waiting
+from pytest_agenttrace.replay.upstream import Unscripted, Upstream, ask, check_replaceable
 from pytest_agenttrace.threads import THREADS, caller
 from pytest_agenttrace.wire import decode_body, parse_endpoint, read_call
 
@@ -127,6 +129,9 @@ class GeminiCassette:
         self._passed_by: dict[str, None] = {}
         self._refused: dict[Refused, None] = {}
         self._replies: RecordedReplies | None = None
+        # Who answers while recording; None is who was asked.
+        self._upstream: Upstream | None = None
+        self._opened = ExitStack()
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -149,6 +154,11 @@ class GeminiCassette:
     def unused(self) -> tuple[Unused, ...]:
         """Recorded replies nobody asked for. Counting tokens, files and caches are bookkeeping and not listed."""
         return self._recordings.unused()
+
+    @property
+    def unused_script(self) -> tuple[tuple[str | None, str], ...]:
+        """Replies of the script it is recorded from that nobody asked for: the node they are for, and what to tell."""
+        return tuple(self._upstream.unused) if self._upstream is not None else ()
 
     @property
     def used(self) -> dict[str, int]:
@@ -177,6 +187,19 @@ class GeminiCassette:
         state = "recording" if self.recording else "replaying"
         return f"<GeminiCassette {shown_path(self.path)}: {state}, {len(self.calls)} calls>"
 
+    def record_from(self, upstream: Upstream, scratch: Path | None = None) -> None:
+        """While recording, ask a server on loopback, which runs until the cassette is closed: every call to the model
+        is answered by it, none by Google, whatever key and base URL the client has. In replay nothing happens.
+
+        Raises `CassetteError` where replies that came from elsewhere would be overwritten.
+        """
+        if not self.recording:
+            return
+        check_replaceable(self.path)
+        for opened in (dummy_key(), dummy_credentials(scratch), guarded(self._allows, self._refuse), upstream):
+            self._opened.enter_context(opened)
+        self._replies, self._upstream = self._opened.enter_context(no_waiting()), upstream
+
     # What vcrpy's stubs ask, in this order: admit, then play or (send, then) keep.
 
     def _admit(self, request: Any) -> bool:
@@ -190,7 +213,16 @@ class GeminiCassette:
             with self._lock:
                 if request not in self._started:
                     self._started[request] = (self._next(), time.perf_counter())
-        return False
+            if self._upstream is None and dummy_sent(request.headers):
+                self._refuse_dummy(request)
+        return self._upstream is not None and self._scripted(request)
+
+    def _scripted(self, request: Any) -> bool:
+        """Whether the script answers a request while recording: the model's, and those of Google's credentials."""
+        endpoint, host = parse_endpoint(request.uri), host_of(request.uri)
+        if endpoint is None:
+            return token_reply(request.method, request.uri) is not None
+        return endpoint.model is not None or google(host)
 
     def _passes(self, request: Any) -> bool:
         """Let through what is no call of the Gemini API and not recorded: the guard over sockets judges it.
@@ -207,6 +239,8 @@ class GeminiCassette:
         self._refuse_late(request)
         if (token := token_reply(request.method, request.uri)) is not None:
             return token
+        if self._upstream is not None:
+            return self._ask_script(request, self._upstream)
         asked, asking = _asked(request), caller()
         with self._lock:  # at once: equal requests are numbered in the order of their replies
             entry = self._recordings.take(asked)
@@ -235,12 +269,39 @@ class GeminiCassette:
                 self._calls.append(call)
         return entry.response()
 
+    def _ask_script(self, request: Any, upstream: Upstream) -> dict[str, Any]:
+        asking = caller()
+        try:
+            response = ask(upstream, request.method, request.uri, decode_body(read_body(request)), asking.node)
+        except Unscripted as error:
+            evidence = [str(_asked(request)), *error.evidence]
+            self._miss_while_recording(request, asking, "the script of gemini_server has no reply", evidence)
+        self._keep(request, response)
+        if self._replies is not None:
+            self._replies.served(request.uri)
+        return response
+
+    def _refuse_dummy(self, request: Any) -> None:
+        out = "Set GOOGLE_API_KEY, or say what is answered with the fixture gemini_server."
+        self._miss_while_recording(request, caller(), "no key to record with", [str(_asked(request)), out])
+
+    def _miss_while_recording(self, request: Any, asking: Caller, problem: str, evidence: list[str]) -> NoReturn:
+        """Raise the miss of a request that nobody answers; the cassette stays as it was."""
+        with self._lock:
+            number, _ = self._started.pop(request, None) or (self._next(), None)
+            miss = word_miss(asking, number, parse_endpoint(request.uri), problem, None, evidence, "", "")
+            self._misses.append(miss)
+            self._given_up = True
+        raise CassetteMiss(miss.text, asking.node, number)
+
     def _keep(self, request: Any, response: Mapping[str, Any]) -> None:
         """An exchange that was really made: written where it is one with the model or with a host that the user
         names, else only its host is kept."""
         if not self.recording or self._closed:
             return
         host, endpoint = host_of(request.uri), parse_endpoint(request.uri)
+        if self._upstream is not None and self._scripted(request):
+            host = host_of(self._upstream.url)
         if endpoint is None and self._others.names(request.uri):
             self._keep_other(request, response)
             return
@@ -431,6 +492,7 @@ def open_cassette(
                 stack.enter_context(dummy_credentials(scratch))
             stack.enter_context(no_model_channels(cassette._refuse_channel))
             stack.enter_context(patched_clients(cassette, cassette.recording))
+            cassette._opened = stack
             yield cassette
     finally:
         cassette._close()
