@@ -119,7 +119,7 @@ def pytest_configure(config: pytest.Config) -> None:
         early_key = bool(config.getini("agenttrace_dummy_key"))
     except (ValueError, TypeError, pytest.UsageError) as error:
         raise pytest.UsageError(f"agenttrace_dummy_key is neither true nor false: {error}") from None
-    config.stash[_OPEN].enter_context(dummy_key(early_key))
+    config.stash[_OPEN].enter_context(dummy_key(early_key and not config.getoption("agenttrace_record")))
 
 
 def _basetemp(config: pytest.Config) -> Path | None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.projects import CONFTEST, Session, Told, environment, run_pytest
+from tests.test_readme import blocks
 
 APP = '''
 """Graphs on models that were built at import, for a host that does not exist."""
@@ -391,6 +392,8 @@ def sessions(tmp_path_factory: pytest.TempPathFactory) -> Sessions:
     (folder / "app.py").write_text(APP)
     (folder / "test_passing.py").write_text(PASSING)
     (folder / "test_failing.py").write_text(FAILING)
+    shown = next(block for block in blocks("python") if "gemini_server.reply(" in block)
+    (folder / "test_shown.py").write_text(f"from app import sync_graph\napp = sync_graph()\n{shown}")
     (folder / "conftest.py").write_text(CONFTEST.replace('{"cassette": "app.yaml"}', "{}"))
     (folder / "pytest.ini").write_text(INI)
     scripted = "agenttrace: {format: 1, origin: scripted server on loopback}\n"
@@ -400,7 +403,7 @@ def sessions(tmp_path_factory: pytest.TempPathFactory) -> Sessions:
     recorded = run_pytest(folder, "-p", "asyncio", "--agenttrace-record", env=environment())
     reports = recorded.reports
     (folder / "reports.jsonl").unlink()
-    replayed = run_pytest(folder, "-p", "asyncio", "test_passing.py", env=environment())
+    replayed = run_pytest(folder, "-p", "asyncio", "test_passing.py", "test_shown.py", env=environment())
     return Sessions(recorded, reports, replayed, folder)
 
 
@@ -442,6 +445,11 @@ def test_the_replayed_trace_is_the_recorded_one(sessions: Sessions) -> None:
         ["write", "gemini-2.5-flash:generateContent", 200],
     ]
     assert recorded["test_streaming"]["calls"][0][1] == "gemini-2.5-flash:streamGenerateContent?alt=sse"
+
+
+def test_what_the_readme_shows(sessions: Sessions) -> None:
+    found = [outcomes(reports, "test_shown") for reports in (sessions.reports, sessions.replayed.reports)]
+    assert found == [{"test_article": "passed"}] * 2
 
 
 def test_nothing_is_left_in_the_environment(sessions: Sessions) -> None:
