@@ -31,7 +31,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.bench
 
 cassettes: $(STAMP)
-	$(BIN)/python -m examples.author_cassettes
+	$(BIN)/python -m pytest -p examples.author_cassettes --agenttrace-record -q examples
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed (PYTHON=/path/to/python)"; exit 1; }

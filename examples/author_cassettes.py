@@ -1,20 +1,18 @@
-"""Records the examples' cassettes anew, without a key: `python -m examples.author_cassettes [FOLDER ...]`.
+"""Records the examples' cassettes anew, without a key (`make cassettes`), as a plugin of pytest's:
 
-The replies below are scripted, never Google's; they reach the cassettes through the plugin's own record path, from a
-server on loopback, and the cassettes say so.
+    pytest -p examples.author_cassettes --agenttrace-record examples
+
+The replies below are scripted, never Google's; they reach the cassettes through the plugin's own record path, by the
+fixture `gemini_server`, and the cassettes say so. The examples' tests know nothing of it.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable
 
-from pytest_agenttrace.gemini_server import GeminiServer, Reply, Script
+import pytest
 
-HERE = Path(__file__).parent
+from pytest_agenttrace import GeminiServer, Reply
 
 
 def tokens(prompt: int, candidates: int, thoughts: int = 0) -> dict[str, int]:
@@ -23,75 +21,64 @@ def tokens(prompt: int, candidates: int, thoughts: int = 0) -> dict[str, int]:
 
 FACTS = "Light has momentum.\nIKAROS flew by it in 2010.\nA sail needs no fuel."
 ARTICLE = "A solar sail needs no fuel. Light has momentum, and a mirror thin as a film turns it into thrust."
-TWO_NODES: Script = {
-    "List three facts": Reply(FACTS, usage=tokens(14, 227, 680)),
-    "Write 300 words": Reply(ARTICLE, usage=tokens(241, 414, 412)),
-}
 
-ANSWER = "The sail of IKAROS measured 14 m by 14 m, 196 square metres."
-TOOL_LOOP: Script = [
-    Reply(tool_calls=[("web_search", {"query": "solar sails"})], usage=tokens(64, 18, 49)),
-    Reply(tool_calls=[("web_search", {"query": "IKAROS sail area"})], usage=tokens(131, 16, 35)),
-    Reply(ANSWER, usage=tokens(203, 24)),
-]
 
-# By prompt, not in order: branches ask in any order.
-PARALLEL_BRANCHES: Script = {
-    "Plan a report": Reply('{"sections": ["History", "Physics", "Missions"]}', usage=tokens(16, 14, 70)),
-    "'History'": Reply("Kepler saw that comets' tails point away from the Sun.", usage=tokens(12, 178)),
-    "'Physics'": Reply("At the Earth's distance light pushes with 9 micropascals.", usage=tokens(12, 256)),
-    "'Missions'": Reply("IKAROS, NanoSail-D2 and LightSail 2 have flown.", usage=tokens(12, 219)),
-    "Join these drafts": Reply("From Kepler's comets to LightSail 2: how light pushes.", usage=tokens(640, 210)),
-}
+def two_nodes(server: GeminiServer) -> None:
+    server.reply(Reply(FACTS, usage=tokens(14, 227, 680)), node="research")
+    server.reply(Reply(ARTICLE, usage=tokens(241, 414, 412)), node="write")
 
-LOOP_WITH_BUDGET: Script = {
-    "Write a headline": [
+
+def tool_loop(server: GeminiServer) -> None:
+    server.reply(
+        Reply(tool_calls=[("web_search", {"query": "solar sails"})], usage=tokens(64, 18, 49)),
+        Reply(tool_calls=[("web_search", {"query": "IKAROS sail area"})], usage=tokens(131, 16, 35)),
+        Reply("The sail of IKAROS measured 14 m by 14 m, 196 square metres.", usage=tokens(203, 24)),
+    )
+
+
+def parallel_branches(server: GeminiServer) -> None:
+    sections = {"sections": ["History", "Physics", "Missions"]}
+    server.reply(Reply(json=sections, usage=tokens(16, 14, 70)), node="plan")
+    # By prompt, not in order: branches ask in any order.
+    kepler, light, flown = (
+        "Kepler saw that comets' tails point away from the Sun.",
+        "At the Earth's distance light pushes with 9 micropascals.",
+        "IKAROS, NanoSail-D2 and LightSail 2 have flown.",
+    )
+    server.reply(Reply(kepler, usage=tokens(12, 178)), node="section", prompt="'History'")
+    server.reply(Reply(light, usage=tokens(12, 256)), node="section", prompt="'Physics'")
+    server.reply(Reply(flown, usage=tokens(12, 219)), node="section", prompt="'Missions'")
+    joined = "From Kepler's comets to LightSail 2: how light pushes."
+    server.reply(Reply(joined, usage=tokens(640, 210)), node="edit")
+
+
+def loop_with_budget(server: GeminiServer) -> None:
+    server.reply(
         Reply("Solar Sails Explained", usage=tokens(11, 12, 97)),
         Reply("Sailing on Light", usage=tokens(61, 13, 106)),
         Reply("Sailing on Light: The Kite That Left Earth", usage=tokens(64, 15, 121)),
-    ],
-    "Judge this headline": [
+        node="write",
+    )
+    server.reply(
         Reply("Dull. Say what is surprising.", usage=tokens(20, 24, 136)),
         Reply("Better. Say what it did.", usage=tokens(22, 21, 131)),
         Reply("OK", usage=tokens(23, 1, 149)),
-    ],
-}
+        node="critique",
+    )
 
-BRIEFING = ["Light pushes gently ", "but for ever. ", "Dust and folding are the risks."]
-ASYNC_NODES: Script = {
-    "Facts about": Reply("Light pushes gently, for ever.", usage=tokens(9, 83, 50)),
-    "Risks of": Reply("Dust; folding.", usage=tokens(10, 98, 50)),
-    "Write a briefing": Reply("".join(BRIEFING), usage=tokens(115, 16, 200), chunks=BRIEFING),
-}
 
-SCRIPTS: dict[str, Script] = {
-    "two_nodes": TWO_NODES,
-    "tool_loop": TOOL_LOOP,
-    "parallel_branches": PARALLEL_BRANCHES,
-    "loop_with_budget": LOOP_WITH_BUDGET,
-    "async_nodes": ASYNC_NODES,
+def async_nodes(server: GeminiServer) -> None:
+    briefing = ["Light pushes gently ", "but for ever. ", "Dust and folding are the risks."]
+    server.reply(Reply("Light pushes gently, for ever.", usage=tokens(9, 83, 50)), node="facts")
+    server.reply(Reply("Dust; folding.", usage=tokens(10, 98, 50)), node="risks")
+    server.reply(Reply("".join(briefing), usage=tokens(115, 16, 200), chunks=briefing), node="write")
+
+
+SCRIPTS: dict[str, Callable[[GeminiServer], None]] = {
+    script.__name__: script for script in (two_nodes, tool_loop, parallel_branches, loop_with_budget, async_nodes)
 }
 
 
-def record(name: str) -> int:
-    """Run one example in record mode against its script; pytest's exit code."""
-    with GeminiServer(SCRIPTS[name]) as server:
-        environment = os.environ | {"GOOGLE_GEMINI_BASE_URL": server.url, "GOOGLE_API_KEY": "scripted"}
-        command = [sys.executable, "-m", "pytest", str(HERE / name), "--agenttrace-record", "-q"]
-        # The command is put together here, of no one's input.
-        done = subprocess.run(command, cwd=HERE.parent, env=environment, check=False)  # noqa: S603
-    for message in server.unscripted:
-        sys.stderr.write(f"{name}: {message}\n")
-    return done.returncode
-
-
-def main(names: Sequence[str]) -> int:
-    unknown = sorted(set(names) - SCRIPTS.keys())
-    if unknown:
-        sys.stderr.write(f"no example named {', '.join(unknown)}; there are {', '.join(SCRIPTS)}\n")
-        return 2
-    return max([record(name) for name in names or SCRIPTS])
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+@pytest.fixture(autouse=True)
+def scripted(request: pytest.FixtureRequest, gemini_server: GeminiServer) -> None:
+    SCRIPTS[request.path.parent.name](gemini_server)

@@ -113,7 +113,10 @@ def judge(
         trace=snapshot,
         misses=_grouped(cassette.misses) if cassette else (),
         refused=[(refused.node, refused.text) for refused in cassette.refused] if cassette else (),
-        unused=[(unused.node, unused.text) for unused in _left_over(cassette, own)],
+        unused=[
+            *((unused.node, unused.text) for unused in _left_over(cassette, own)),
+            *(cassette.unused_script if cassette else ()),
+        ],
         export_errors=store.export_errors if store else (),
         ended=ended,
         traced=trace is not None,

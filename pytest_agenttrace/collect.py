@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_agenttrace.environment import dummy_key
 from pytest_agenttrace.session import Session
 from pytest_agenttrace.settings import SettingsError, read_settings
 
@@ -177,25 +178,31 @@ def _use_fixture(item: pytest.Function) -> None:
 # Test modules
 
 
-_USES_US = re.compile(r"\b(agent_trace|mlflow_store|gemini_cassette)\b|\bmark\.budget\b")
+_USES_US = re.compile(r"\b(agent_trace|mlflow_store|gemini_cassette|gemini_server)\b|\bmark\.budget\b")
+_SCRIPTED = re.compile(r"\bgemini_server\b")
 _NO_KEY = re.compile(r"API.?key|GOOGLE_API_KEY|GEMINI_API_KEY", re.IGNORECASE)
 _KEY_HINT = (
     "A model is built while this file is imported, before any fixture can stand in for the key.\n"
     "Build it inside a function, or set this in the pytest configuration:\n"
     "  agenttrace_dummy_key = true"
 )
-_RECORDING_KEY_HINT = "Recording calls the real API: put GOOGLE_API_KEY into the environment."
+_RECORDING_KEY_HINT = (
+    "Recording calls the real API: put GOOGLE_API_KEY into the environment. Or record from a script: name the fixture "
+    "gemini_server in this file, and set agenttrace_dummy_key = true."
+)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    if not isinstance(collector, pytest.Module) or not _mentions_us(collector.path):
+    if not isinstance(collector, pytest.Module) or not _mentions(_USES_US, collector.path):
         return (yield)
     from pytest_agenttrace.store import redirect_at_import
 
-    with redirect_at_import(collector.config.stash[SESSION].factory):
+    # While recording only here: elsewhere a dummy would stand before the key that an application loads by itself.
+    scripted = collector.config.getini("agenttrace_dummy_key") is True and _mentions(_SCRIPTED, collector.path)
+    with redirect_at_import(collector.config.stash[SESSION].factory), dummy_key(scripted):
         report = yield
     if report.failed and _NO_KEY.search(str(report.longrepr)):
         record = any(collector.config.getoption(f"agenttrace_{name}") for name in ("record", "record_missing"))
@@ -203,8 +210,8 @@ def pytest_make_collect_report(
     return report
 
 
-def _mentions_us(path: Path) -> bool:
+def _mentions(names: re.Pattern[str], path: Path) -> bool:
     try:
-        return _USES_US.search(path.read_text(encoding="utf-8", errors="replace")) is not None
+        return names.search(path.read_text(encoding="utf-8", errors="replace")) is not None
     except OSError:
         return False

@@ -38,10 +38,11 @@ from pytest_agenttrace.usage import explain_comparison
 
 if TYPE_CHECKING:
     from pytest_agenttrace.capture import AgentTrace
+    from pytest_agenttrace.gemini_server import GeminiServer
     from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import MlflowStore
 
-_FIXTURES = ("agent_trace", "mlflow_store", "gemini_cassette", "agenttrace_config")
+_FIXTURES = ("agent_trace", "mlflow_store", "gemini_cassette", "gemini_server", "agenttrace_config")
 _BUDGET = (
     "budget(node=None, /, *, tokens, input_tokens, output_tokens, cost, llm_calls, tool_calls): "
     "inclusive limits for a node, or for the whole run; cost in USD, as text or Decimal. "
@@ -209,7 +210,8 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
     )
     opened = open_cassette(path, opening, scratch=session.root)
     try:
-        with dummy_key(mode in ("replay", "adopt")), opened as cassette:
+        scripted = "gemini_server" in request.fixturenames
+        with dummy_key(scripted or mode in ("replay", "adopt")), opened as cassette:
             run.cassette = cassette
             yield cassette
             if new := run.judge_again():
@@ -251,6 +253,24 @@ def agent_trace(
     trace = AgentTrace(mlflow_store, gemini_cassette, _settings(request).tolerance.forgives)
     _run(request.node).trace = trace
     return trace
+
+
+@pytest.fixture
+def gemini_server(request: pytest.FixtureRequest, gemini_cassette: GeminiCassette) -> GeminiServer:
+    """A script to record the cassette from, instead of Google: no key, no network, no cost.
+
+    `reply(Reply("..."), node="research")` says what is answered, by node, by prompt or to any request. It is asked
+    with --agenttrace-record only; in replay nothing is started.
+    """
+    from pytest_agenttrace.gemini_server import GeminiServer
+    from pytest_agenttrace.replay import CassetteError
+
+    server = GeminiServer()
+    try:
+        gemini_cassette.record_from(server, request.config.stash[SESSION].root)
+    except CassetteError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
+    return server
 
 
 def _run(item: pytest.Item) -> Run:

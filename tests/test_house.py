@@ -25,9 +25,10 @@ FLOORS = (
     ("store.database", "replay.recorder", "replay.filters", "replay.others"),
     ("replay.adopting", "replay.arranging"),
     ("replay.recording", "replay.writing"),
-    ("replay.matching",),
-    ("store.mlflow_state", "replay.cassette", "replay.misses"),
+    ("replay.matching", "replay.upstream", "gemini_server.caches"),
+    ("store.mlflow_state", "replay.cassette", "replay.misses", "gemini_server.bodies", "gemini_server.rules"),
     ("replay.reading", "replay.mismatch", "replay.retries", "replay.clients", "replay.credentials"),
+    ("gemini_server.replies",),
     ("replay.grpc_channels", "replay.langsmith", "replay.spending"),
     ("trace", "wire"),
     ("execution",),
@@ -39,7 +40,7 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Rooms behind a front are entered by it and from each other only; what a cassette is, the command line may read too.
-FRONTS = ("store", "replay")
+FRONTS = ("store", "replay", "gemini_server")
 
 HEAVY = (
     *("mlflow", "vcr", "langchain", "langgraph", "google", "genai_prices", "pandas", "httpx", "aiohttp"),

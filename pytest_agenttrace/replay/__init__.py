@@ -73,6 +73,7 @@ def open_cassette(path: Path, opening: Opening = _REPLAY, *, scratch: Path | Non
                 stack.enter_context(dummy_credentials(scratch))
             stack.enter_context(no_model_channels(cassette._refuse_channel))
             stack.enter_context(patched_clients(cassette, cassette.recording))
+            cassette._opened = stack
             yield cassette
     finally:
         cassette._close()

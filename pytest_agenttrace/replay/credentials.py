@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["dummy_credentials", "token_reply"]
+from pytest_agenttrace.environment import DUMMY_KEY
+
+__all__ = ["dummy_credentials", "dummy_sent", "token_reply"]
 
 VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
 TOKEN = "agenttrace-replay-needs-no-token"  # noqa: S105  # no secret: it says so
@@ -72,3 +74,9 @@ def token_reply(method: str, url: str) -> dict[str, Any] | None:
         "headers": {"content-type": ["application/json"]},
         "body": {"string": json.dumps({"access_token": TOKEN, "expires_in": 3600, "token_type": "Bearer"}).encode()},
     }
+
+
+def dummy_sent(headers: Mapping[str, Any]) -> bool:
+    """Whether a request carries a dummy key or token, which only replay and a scripted server take."""
+    given = {name.lower(): str(value) for name, value in headers.items()}
+    return given.get("x-goog-api-key") == DUMMY_KEY or given.get("authorization") == f"Bearer {TOKEN}"

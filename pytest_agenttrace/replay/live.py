@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,12 +16,13 @@ from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 from pytest_agenttrace.calls import Call, Caller, Endpoint, ModelCall
+from pytest_agenttrace.environment import dummy_key
 from pytest_agenttrace.ignoring import NOTHING_IGNORED, Ignore
-from pytest_agenttrace.network import Refusal, allowed
+from pytest_agenttrace.network import Refusal, allowed, guarded
 from pytest_agenttrace.replay.adopting import Adopter
 from pytest_agenttrace.replay.arranging import Kept
 from pytest_agenttrace.replay.cassette import scrub_uri, shown_path
-from pytest_agenttrace.replay.credentials import token_reply
+from pytest_agenttrace.replay.credentials import dummy_credentials, dummy_sent, token_reply
 from pytest_agenttrace.replay.filters import Filters
 from pytest_agenttrace.replay.matching import (
     Match,
@@ -36,8 +37,9 @@ from pytest_agenttrace.replay.misses import AGAIN, FIRST, GO_ON, LIMIT, Cassette
 from pytest_agenttrace.replay.others import OtherCall, Others, host_of
 from pytest_agenttrace.replay.recorder import Mode, Recorder, Shares, partial_path
 from pytest_agenttrace.replay.recording import google, loopback, read_body, read_exchange, without_keys
-from pytest_agenttrace.replay.retries import RecordedReplies
+from pytest_agenttrace.replay.retries import RecordedReplies, no_waiting
 from pytest_agenttrace.replay.spending import Spending
+from pytest_agenttrace.replay.upstream import Unscripted, Upstream, ask, check_replaceable
 from pytest_agenttrace.threads import THREADS, caller
 from pytest_agenttrace.usage import Usage, UsageUnknown
 from pytest_agenttrace.wire import decode_body, parse_endpoint, read_call
@@ -122,6 +124,9 @@ class GeminiCassette:
         self._replies: RecordedReplies | None = None
         self._answered: set[tuple[str, str, str, bytes]] = set()
         self._made: set[int] = set()
+        # Who answers while recording; None is who was asked.
+        self._upstream: Upstream | None = None
+        self._opened = ExitStack()
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -164,6 +169,11 @@ class GeminiCassette:
         return () if self.recording else self._recordings.unused()
 
     @property
+    def unused_script(self) -> tuple[tuple[str | None, str], ...]:
+        """Replies of the script it is recorded from that nobody asked for: the node they are for, and what to tell."""
+        return tuple(self._upstream.unused) if self._upstream is not None else ()
+
+    @property
     def used(self) -> dict[str, int]:
         """How many recorded replies were asked for, by what names their request in `unused`."""
         return self._recordings.used()
@@ -190,13 +200,38 @@ class GeminiCassette:
         state = {"replay": "replaying", "adopt": "adopting"}.get(self.mode, "recording")
         return f"<GeminiCassette {shown_path(self.path)}: {state}, {len(self.calls)} calls>"
 
+    def record_from(self, upstream: Upstream, scratch: Path | None = None) -> None:
+        """While recording, ask a server on loopback, which runs until the cassette is closed: every call to the model
+        is answered by it, none by Google, whatever key and base URL the client has. In replay nothing happens.
+
+        Raises `CassetteError` where replies that came from elsewhere would be overwritten.
+        """
+        if not self.recording:
+            return
+        check_replaceable(self.path)
+        for opened in (dummy_key(), dummy_credentials(scratch), guarded(self._allows, self._refuse), upstream):
+            self._opened.enter_context(opened)
+        self._replies, self._upstream = self._opened.enter_context(no_waiting()), upstream
+
     # What vcrpy's stubs ask, in this order: admit, then play or (send, then) keep.
 
     def _admit(self, request: Any) -> bool:
         """Whether a request is answered from here; False sends it."""
         if self._passes(request):
             return False
-        return self._begin(request) if self.recording else True
+        if not self.recording:
+            return True
+        scripted = self._upstream is not None and self._scripted(request)
+        if self._upstream is None and self._is_ours(request.uri) and dummy_sent(request.headers):
+            self._refuse_dummy(request)
+        return self._begin(request) or scripted
+
+    def _scripted(self, request: Any) -> bool:
+        """Whether the script answers a request while recording: the model's, and those of Google's credentials."""
+        endpoint, host = parse_endpoint(request.uri), host_of(request.uri)
+        if endpoint is None:
+            return token_reply(request.method, request.uri) is not None
+        return endpoint.model is not None or google(host)
 
     def _begin(self, request: Any) -> bool:
         """Whether the file answers a request while recording. vcrpy asks more than once."""
@@ -236,6 +271,9 @@ class GeminiCassette:
         self._refuse_late(request)
         if (token := token_reply(request.method, request.uri)) is not None:
             return token
+        asked_before = self._started.get(request) if self.recording else None
+        if self._upstream is not None and (asked_before is None or asked_before.entry is None):
+            return self._ask_script(request, self._upstream)
         asking, begun = caller(), self._started.pop(request, None) if self.recording else None
         asked = begun.asked if begun is not None else self._asked(request)
         with self._lock:  # at once: equal requests are numbered in the order of their replies
@@ -257,6 +295,32 @@ class GeminiCassette:
         if self.mode == "adopt" and entry.request.digest() != asked.digest():
             self._adopter.adopt(entry, read_exchange(self._filters.asked(request), entry.response(), entry.duration))
         return entry.response()
+
+    def _ask_script(self, request: Any, upstream: Upstream) -> dict[str, Any]:
+        asking = caller()
+        try:
+            response = ask(upstream, request.method, request.uri, decode_body(read_body(request)), asking.node)
+        except Unscripted as error:
+            evidence = [str(self._asked(request)), *error.evidence]
+            self._miss_while_recording(request, asking, "the script of gemini_server has no reply", evidence)
+        self._keep(request, response)
+        if self._replies is not None:
+            self._replies.served(request.uri)
+        return response
+
+    def _refuse_dummy(self, request: Any) -> None:
+        out = "Set GOOGLE_API_KEY, or say what is answered with the fixture gemini_server."
+        self._miss_while_recording(request, caller(), "no key to record with", [str(self._asked(request)), out])
+
+    def _miss_while_recording(self, request: Any, asking: Caller, problem: str, evidence: list[str]) -> NoReturn:
+        """Raise the miss of a request that nobody answers; the cassette stays as it was."""
+        with self._lock:
+            begun = self._started.pop(request, None)
+            number = begun.number if begun is not None else self._next()
+            self._pending.pop(number, None)
+            miss = word_miss(asking, number, parse_endpoint(request.uri), problem, None, evidence, "", "")
+            self._misses.append(miss)
+        raise CassetteMiss(miss.text, asking.node, number)
 
     def _take(self, asked: Request, asking: Caller) -> Recorded | None:
         if self.mode == "adopt" and asked.endpoint is not None:
@@ -286,6 +350,8 @@ class GeminiCassette:
         if not self.recording or self._closed:
             return
         host, endpoint = host_of(request.uri), parse_endpoint(request.uri)
+        if self._upstream is not None and self._scripted(request):
+            host = host_of(self._upstream.url)
         if not self._is_ours(request.uri):
             with self._lock:
                 self._passed_by.setdefault(host)
@@ -340,7 +406,8 @@ class GeminiCassette:
         """USD set apart for a call that is to be made; None where nothing limits it. Raises where it would be too
         much."""
         spending, price, endpoint = self._opening.spending, self._opening.price, asked.endpoint
-        if entry is not None or spending is None or price is None or endpoint is None or endpoint.model is None:
+        free = entry is not None or self._upstream is not None
+        if free or spending is None or price is None or endpoint is None or endpoint.model is None:
             return None
         asking = caller()
         try:

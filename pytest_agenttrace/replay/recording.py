@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 from pytest_agenttrace.replay.cassette import SECRET_PARAMETERS, Interaction, reply_time, scrub_uri
 from pytest_agenttrace.replay.matching import api_path, plain_reply
+from pytest_agenttrace.replay.upstream import SCRIPTED
 from pytest_agenttrace.wire import decode_body, parse_endpoint
 
 __all__ = [
@@ -189,7 +190,7 @@ def origin_of(hosts: set[str]) -> str:
     if all(map(google, hosts)):
         return "Google"
     if all(map(loopback, hosts)):
-        return "scripted server on loopback"
+        return SCRIPTED
     return ", ".join(sorted(hosts))
 
 
