@@ -40,17 +40,15 @@ _DATES = "|".join(
         rf"\b{_MONTH} {_YEAR}",
     )
 )
-_DATE = re.compile(
+_DATE = (
     rf"(?:\b{_WEEKDAY},? )?(?:(?<!\d){_CLOCK},? (?:on )?)?(?:\b{_WEEKDAY},? )?(?<![\d.])(?:{_DATES})(?!\.\d)"
     rf"(?:(?:T|,? |,? at ){_CLOCK})?(?:,? (?:{_WEEKDAYS}|\({_WEEKDAYS}\)))?"
 )
 # Every date holds one: most of a text need not be tried for more.
-_YEARS = re.compile(r"(?<!\d)[12]\d{3}(?!\d)|[12]\d{7}T")
+_YEARS = r"(?<!\d)[12]\d{3}(?!\d)|[12]\d{7}T"
 # Characters before and behind its year that may belong to a date.
 _REACH: Final = 100
-_UUID = re.compile(
-    r"(?<![0-9A-Za-z])(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})(?![0-9A-Za-z])", re.IGNORECASE
-)
+_UUID = r"(?i)(?<![0-9A-Za-z])(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})(?![0-9A-Za-z])"
 # The kinds that have names, and other words for them.
 VOLATILE: Final = ("date", "uuid")
 _MEANT: Final = {"date": "date", "datetime": "date", "uuid": "uuid", "guid": "uuid"}
@@ -142,7 +140,7 @@ def _problem(item: str) -> str | None:
 @cache
 def _compiled(items: tuple[str, ...]) -> tuple[tuple[Callable[[str], str], ...], tuple[tuple[_Step, ...], ...]]:
     """What cleans a text, one after the other, and the paths."""
-    named: dict[str, Callable[[str], str]] = {"date": _without_dates, "uuid": partial(_UUID.sub, "<id>")}
+    named: dict[str, Callable[[str], str]] = {"date": _without_dates, "uuid": partial(re.compile(_UUID).sub, "<id>")}
     others = [item for item in items if item not in VOLATILE]
     cleaning = [named[item] for item in VOLATILE if item in items]
     cleaning += [partial(re.compile(item).sub, "<ignored>") for item in others if not is_path(item)]
@@ -182,13 +180,20 @@ def _cleaned(value: Any, cleaning: tuple[Callable[[str], str], ...]) -> Any:
     return [_cleaned(inner, cleaning) for inner in value] if isinstance(value, list) else value
 
 
+@cache
+def _dates() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Compiled when they are needed: it takes milliseconds."""
+    return re.compile(_YEARS), re.compile(_DATE)
+
+
 def _without_dates(text: str) -> str:
+    years, date = _dates()
     pieces: list[str] = []
     done = 0
-    for year in _YEARS.finditer(text):
+    for year in years.finditer(text):
         if year.start() < done:
             continue
-        found = _DATE.search(text, max(done, year.start() - _REACH), year.end() + _REACH)
+        found = date.search(text, max(done, year.start() - _REACH), year.end() + _REACH)
         if found is not None and found.start() <= year.start() < found.end():
             pieces += [text[done : found.start()], "<date>"]
             done = found.end()

@@ -10,12 +10,13 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pytest_agenttrace.environment import sweep_key
 
 if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
+
     from pytest_agenttrace.store import StoreFactory
 
 __all__ = ["CassetteUse", "Session"]
@@ -103,6 +104,8 @@ class Session:
         root = self._basetemp()
         if root is None:
             if self._temporary is None:
+                from tempfile import TemporaryDirectory
+
                 self._temporary = TemporaryDirectory(prefix="pytest-agenttrace-")
             root = Path(self._temporary.name)
         return root / "agenttrace"

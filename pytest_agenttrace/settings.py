@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pytest_agenttrace.ignoring import NOTHING_IGNORED, Ignore, read_ignore
-from pytest_agenttrace.network import wrong_hosts
 
 __all__ = ["KINDS", "Finding", "Settings", "SettingsError", "Tolerance", "read_settings"]
 
@@ -132,6 +131,8 @@ def _parse_ignore(value: object) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def _parse_hosts(value: object) -> tuple[Sequence[str], Sequence[str]]:
+    from pytest_agenttrace.network import wrong_hosts
+
     problems = wrong_hosts(value)
     return (() if problems else value), problems  # type: ignore[return-value]  # a list of texts, as was just checked
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 
-from pytest_agenttrace import CassetteMiss, GeminiServer, Reply
+from pytest_agenttrace import CassetteMiss, ErrorReply, GeminiServer, Reply
 from pytest_agenttrace.calls import ModelCall
 from pytest_agenttrace.gemini_server import ScriptedRequest
 from pytest_agenttrace.replay import Opening, Shares, Spending, open_cassette, partial_path, prune
@@ -409,3 +409,24 @@ def test_one_sum_for_many_threads(tmp_path: Path) -> None:
     spending.settle("flash", Decimal("0.01"), Decimal("0.003"))
     assert spending.dearest("flash") == Decimal("0.003")
     assert spending.spent() == Decimal("0.493")
+
+
+# Real errors
+
+
+def test_a_429_is_waited_for_and_recorded(path: Path) -> None:
+    """While recording the client's waits are real: a server that is busy is left alone."""
+    from langchain_google_genai import ChatGoogleGenerativeAI
+
+    asked: list[float] = []
+
+    def busy(request: ScriptedRequest) -> Reply | ErrorReply:
+        asked.append(time.monotonic())
+        return ErrorReply(429, "slow down") if len(asked) == 1 else Reply("at last")
+
+    with GeminiServer(busy) as server, open_cassette(path, Opening(mode="record")) as cassette:
+        model = ChatGoogleGenerativeAI(model="gemini-2.5-flash", base_url=server.url, api_key="x", max_retries=2)
+        assert model.invoke("hello").content == "at last"
+    assert asked[1] - asked[0] > 0.4
+    assert [call.status for call in cassette.calls] == [429, 200]
+    assert [found.status for found in load_cassette(path).interactions] == [429, 200]

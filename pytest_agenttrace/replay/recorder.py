@@ -67,6 +67,8 @@ class Recorder:
         self._paid: list[Interaction] = []
         self._hosts: set[str] = set()
         self._other_hosts: set[str] = set()
+        # The partial file as it was written last, what it holds, and whose replies were there before.
+        self._aside: tuple[tuple[int, int, int] | None, list[Interaction], set[str]] = (None, [], set())
         # Why replies could not be set aside.
         self.trouble: list[str] = []
 
@@ -91,15 +93,24 @@ class Recorder:
                 self._set_aside(self._paid)
             except CassetteError as error:  # raised here it would end the call, and the client would pay for another
                 self.trouble = [str(error)]
+                self._aside = (None, [], set())
 
     def _set_aside(self, paid: Sequence[Interaction]) -> None:
         """The partial file: what others have set aside, and what was paid for here."""
         partial = partial_path(self._path)
         with _alone_with(self._path):
-            there = _interactions(partial)
-            everything = [*there, *without(paid, there)]
-            if everything != list(there):
-                save_cassette(partial, everything, self._meta(everything))
+            state, there, origins = self._aside
+            if state is None or state != _state(partial):
+                file = _load(partial)
+                there = list(file.interactions) if file is not None else []
+                origins = set(file.origin.split(", ")) if file is not None and file.origin is not None else set()
+                new = without(paid, there)
+            else:
+                new = list(paid[-1:])
+            if new:
+                everything = [*there, *new]
+                save_cassette(partial, everything, self._about(everything, origins))
+                self._aside = (_state(partial), everything, origins)
 
     def close(self, *, complete: bool) -> bool:
         """Put the recording into its place where it is complete; whether the file is up to date."""
@@ -131,8 +142,7 @@ class Recorder:
             partial.unlink(missing_ok=True)
 
     def _meta(self, interactions: Sequence[Interaction]) -> dict[str, Any]:
-        hosts = self._hosts or self._other_hosts
-        origins = {origin_of(hosts)} if hosts else set()
+        origins: set[str] = set()
         for file in (_load(self._path), _load(partial_path(self._path))):
             if (
                 file is not None
@@ -140,6 +150,12 @@ class Recorder:
                 and any(found in interactions for found in file.interactions)
             ):
                 origins |= set(file.origin.split(", "))
+        return self._about(interactions, origins)
+
+    def _about(self, interactions: Sequence[Interaction], origins: set[str]) -> dict[str, Any]:
+        """The provenance of a file; `origins` are those of what it holds beside this test's."""
+        hosts = self._hosts or self._other_hosts
+        origins = origins | ({origin_of(hosts)} if hosts else set())
         return {**_facts(interactions), "packages": packages(), "origin": ", ".join(sorted(origins)) or "unknown"}
 
 
@@ -191,6 +207,15 @@ def _parts(folder: Path) -> list[Interaction]:
     """What each test has recorded, by the tests' names."""
     files = [file for part in folder.glob("test-*.yaml") if (file := _load(part)) is not None]
     return [found for file in sorted(files, key=lambda file: str(file.meta.get("test"))) for found in file.interactions]
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Changes whenever a file is replaced; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _load(path: Path) -> CassetteFile | None:
