@@ -193,6 +193,7 @@ def capture(
     cassette: str | os.PathLike[str],
     *,
     match: Literal["body", "order"] = "body",
+    order: str | None = None,
     ignore: Sequence[str] = (),
     hosts: Sequence[str] = (),
     record: bool | Literal["missing", "adopt"] = False,
@@ -211,6 +212,7 @@ def capture(
     """
     keys = {
         "match": match,
+        "order": order,
         "ignore": ignore,
         "hosts": hosts,
         "allow": allow,
@@ -242,13 +244,15 @@ def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path) -> Ite
             dummy_key(mode in ("replay", "adopt")),
             open_cassette(
                 cassette,
-                Opening(mode, settings.match, settings.ignore, settings.hosts),
+                Opening(mode, settings.match, settings.ignore, settings.hosts, settings.order),
                 scratch=root,
             ) as tape,
         ):
             try:
                 yield AgentTrace(store, tape, settings.tolerance.forgives)
             except BaseException as error:
+                if tape.gate is not None:
+                    error.add_note(f'replies were released by order="shuffle:{tape.gate.seed}"')
                 if not isinstance(error, AssertionError):
                     tape.give_up()
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +15,7 @@ __all__ = ["KINDS", "Finding", "Settings", "SettingsError", "Tolerance", "read_s
 
 KINDS = ("missing", "unused", "uncounted", "uncalled", "usage", "orphans", "unpriced", "network", "export", "empty")
 MATCHES = ("body", "order")
+_ORDER = re.compile(r"shuffle(:\d{1,18})?", re.ASCII)
 
 
 class SettingsError(ValueError):
@@ -61,7 +63,8 @@ class Settings:
     `match` is "body" (exact) or "order" (recordings of other clients). `allow` and `warn` hold finding
     kinds, `"unused"`, or for one node `"research:unused"`. `autolog` names MLflow's flavors to trace;
     `run_tracer_inline` is passed to `mlflow.langchain.autolog`, None leaves MLflow's default. `ignore` is
-    what of a request is volatile, `hosts` what may be spoken to in replay beside loopback.
+    what of a request is volatile, `hosts` what may be spoken to in replay beside loopback. `order` is "shuffle" or
+    "shuffle:SEED" where replies of parallel branches are released in an order of chance.
     """
 
     cassette: str | None = None
@@ -71,9 +74,10 @@ class Settings:
     run_tracer_inline: bool | None = None
     ignore: Ignore = NOTHING_IGNORED
     hosts: tuple[str, ...] = ()
+    order: str | None = None
 
 
-KEYS = ("cassette", "match", "ignore", "hosts", "allow", "warn", "autolog", "run_tracer_inline")
+KEYS = ("cassette", "match", "order", "ignore", "hosts", "allow", "warn", "autolog", "run_tracer_inline")
 
 
 def read_settings(layers: Iterable[tuple[str, object]]) -> Settings:
@@ -111,6 +115,8 @@ def _check(key: str, value: object) -> list[str]:
         return [f"cassette={value!r} is not a path"]
     if key == "match" and value not in MATCHES:
         return [f"match={value!r} is neither 'body' nor 'order'"]
+    if key == "order" and not (value is None or (isinstance(value, str) and _ORDER.fullmatch(value))):
+        return [f"order={value!r} is neither 'shuffle' nor 'shuffle:SEED', such as 'shuffle:1234'"]
     if key == "run_tracer_inline" and not (value is None or isinstance(value, bool)):
         return [f"run_tracer_inline={value!r} is neither True nor False"]
     if key == "autolog":

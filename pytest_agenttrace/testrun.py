@@ -157,6 +157,8 @@ class Run:
             depth = 0 if verbosity < 0 else 2 if verbosity > 1 else 1
             about = self.verdict.about if self.verdict is not None else ()
             yield "Captured trace", trace.drawn(about=about, depth=depth)
+        if self.cassette is not None and (gate := self.cassette.gate) is not None:
+            yield "Captured order", f'replies were released by seed {gate.seed}; again: order="shuffle:{gate.seed}"'
         if self.cassette is not None and self.cassette.others:
             yield "Captured other HTTP", "\n".join(map(str, self.cassette.others))
         if self.cassette is not None and self.cassette.recording:

@@ -92,6 +92,7 @@ class Threads:
         self._runner = 0
         self._loops: WeakSet[threading.Thread] = WeakSet()
         self._pending: WeakSet[_Task] = WeakSet()
+        self._running: WeakSet[_Task] = WeakSet()
         self._before: WeakSet[threading.Thread] = WeakSet()
         self._restore: list[Callable[[], None]] = []
         self.born: WeakSet[threading.Thread] = WeakSet()
@@ -132,6 +133,11 @@ class Threads:
         if thread in self.stale:
             return -1
         return 0 if thread.ident == self._runner else _test_of.get()
+
+    @property
+    def busy(self) -> int:
+        """How many tasks the workers of pools have in hand."""
+        return len(self._running)
 
     def left_behind(self) -> bool:
         """Whether a test that has ended may still have work under way: a thread, a task submitted to a pool, or
@@ -180,11 +186,13 @@ class Threads:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             outer, _task.origin = getattr(_task, "origin", None), origin
+            self._running.add(task)
             try:
                 return function(*args, **kwargs)
             finally:
                 _task.origin = outer
                 self._pending.discard(task)
+                self._running.discard(task)
 
         self._pending.add(task)  # weakly: what is cancelled is never run
         return run

@@ -22,7 +22,7 @@ FLOORS = (
     ("store", "replay", "prices", "budget", "reconcile", "forest", "gemini_server"),
     # Behind the store and behind replay.
     ("store.exporter", "store.redirect", "store.spans", "replay.live"),
-    ("store.database", "replay.recorder", "replay.filters", "replay.others"),
+    ("store.database", "replay.recorder", "replay.filters", "replay.others", "replay.orders"),
     ("replay.adopting", "replay.arranging"),
     ("replay.recording", "replay.writing"),
     ("replay.matching", "replay.upstream", "gemini_server.caches"),

@@ -19,6 +19,7 @@ from pytest_agenttrace.replay.langsmith import quiet_langsmith
 from pytest_agenttrace.replay.live import GeminiCassette, Opening, Refused, call_of
 from pytest_agenttrace.replay.matching import Match, Unused, read_recordings
 from pytest_agenttrace.replay.misses import CassetteMiss, Miss
+from pytest_agenttrace.replay.orders import Gate, gated, seed_of
 from pytest_agenttrace.replay.others import OtherCall
 from pytest_agenttrace.replay.recorder import Mode, Shares, partial_path, prune
 from pytest_agenttrace.replay.retries import no_waiting
@@ -73,6 +74,9 @@ def open_cassette(path: Path, opening: Opening = _REPLAY, *, scratch: Path | Non
                 stack.enter_context(dummy_credentials(scratch))
             stack.enter_context(no_model_channels(cassette._refuse_channel))
             stack.enter_context(patched_clients(cassette, cassette.recording))
+            if opening.order is not None and opening.mode == "replay":
+                cassette.gate = Gate(seed_of(opening.order))
+                stack.enter_context(gated(cassette.gate))
             cassette._opened = stack
             yield cassette
     finally:

@@ -34,6 +34,7 @@ from pytest_agenttrace.replay.matching import (
     read_request,
 )
 from pytest_agenttrace.replay.misses import AGAIN, FIRST, GO_ON, LIMIT, CassetteMiss, Miss, word_miss
+from pytest_agenttrace.replay.orders import Gate
 from pytest_agenttrace.replay.others import OtherCall, Others, host_of
 from pytest_agenttrace.replay.recorder import Mode, Recorder, Shares, partial_path
 from pytest_agenttrace.replay.recording import google, loopback, read_body, read_exchange, without_keys
@@ -57,14 +58,16 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How a cassette is opened. `command` is what a miss tells the user to run (its option is added); `shares` how
-    tests that share the cassette record it, None for one test's own; `late` is told what threads of ended tests ask
-    for; `price` gives the USD of a call, and `spending` limits their sum."""
+    """How a cassette is opened. `order` is "shuffle" or "shuffle:SEED", None for as it comes; `command` is what a miss
+    tells the user to run (its option is added); `shares` how tests that share the cassette record it, None for one
+    test's own; `late` is told what threads of ended tests ask for; `price` gives the USD of a call, and `spending`
+    limits their sum."""
 
     mode: Mode = "replay"
     match: Match = "body"
     ignore: Ignore = NOTHING_IGNORED
     hosts: Sequence[str] = ()
+    order: str | None = None
     filters: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     shares: Shares | None = None
@@ -94,6 +97,8 @@ class GeminiCassette:
         self.recording = opening.mode in ("record", "missing")
         # Whether the test's body has ended, so that what asks now are its fixtures.
         self.after_body = False
+        # What holds replies of parallel branches back; None where they come as they are asked for.
+        self.gate: Gate | None = None
         # Whether nothing more will be asked.
         self.closing = False
         self._opening = opening
