@@ -113,7 +113,7 @@ def judge(
         trace=snapshot,
         misses=_grouped(cassette.misses) if cassette else (),
         refused=[(refused.node, refused.text) for refused in cassette.refused] if cassette else (),
-        unused=[(unused.node, unused.text) for unused in _left_over(cassette, own)],
+        unused=[*((unused.node, unused.text) for unused in _left_over(cassette, own)), *_unreached(cassette)],
         export_errors=store.export_errors if store else (),
         ended=ended,
         traced=trace is not None,
@@ -139,6 +139,11 @@ def _left_over(cassette: GeminiCassette | None, own: bool) -> list[Unused]:
     if cassette is None or not own:
         return []
     return [unused for unused in cassette.unused if cassette.closing or not unused.teardown]
+
+
+def _unreached(cassette: GeminiCassette | None) -> list[tuple[str | None, str]]:
+    """The faults to judge: one that nothing went wrong by tests nothing."""
+    return [(fault.node, fault.text) for fault in cassette.unreached] if cassette is not None else []
 
 
 def _grouped(misses: Sequence[Miss]) -> list[tuple[str | None, str]]:

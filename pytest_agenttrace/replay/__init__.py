@@ -14,6 +14,7 @@ from pytest_agenttrace.network import Refusal, allowed, guarded
 from pytest_agenttrace.replay.cassette import CassetteError, cassette_path, check_writable
 from pytest_agenttrace.replay.clients import patched_clients
 from pytest_agenttrace.replay.credentials import dummy_credentials
+from pytest_agenttrace.replay.faults import Fault, Unreached
 from pytest_agenttrace.replay.grpc_channels import no_model_channels
 from pytest_agenttrace.replay.langsmith import quiet_langsmith
 from pytest_agenttrace.replay.live import GeminiCassette, Opening, Refused, call_of
@@ -28,6 +29,7 @@ from pytest_agenttrace.threads import THREADS, caller
 __all__ = [
     "CassetteError",
     "CassetteMiss",
+    "Fault",
     "GeminiCassette",
     "Match",
     "Miss",
@@ -37,6 +39,7 @@ __all__ = [
     "Refused",
     "Shares",
     "Spending",
+    "Unreached",
     "Unused",
     "call_of",
     "cassette_path",
