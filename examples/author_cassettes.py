@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_agenttrace.gemini_server import GeminiServer, Reply, Script
+from pytest_agenttrace.gemini_server import GeminiServer, Reply, Script, ScriptedRequest
 
 HERE = Path(__file__).parent
 
@@ -64,20 +64,35 @@ ASYNC_NODES: Script = {
     "Write a briefing": Reply("".join(BRIEFING), usage=tokens(115, 16, 200), chunks=BRIEFING),
 }
 
+SAIL = ["A solar sail needs no fuel. ", "Light has momentum, and a mirror turns it into thrust."]
+
+
+def faults(request: ScriptedRequest) -> Reply:
+    if request.prompt.startswith("List three facts"):
+        return Reply("Light has momentum.", usage=tokens(10, 39, 200))
+    if request.model == "gemini-2.5-flash-lite":
+        return Reply("Solar sails are pushed by light.", usage=tokens(80, 90))
+    return Reply("".join(SAIL), usage=tokens(80, 138, 300), chunks=SAIL)
+
+
 SCRIPTS: dict[str, Script] = {
     "two_nodes": TWO_NODES,
     "tool_loop": TOOL_LOOP,
     "parallel_branches": PARALLEL_BRANCHES,
     "loop_with_budget": LOOP_WITH_BUDGET,
     "async_nodes": ASYNC_NODES,
+    "faults": faults,
 }
+
+# Tests that share a cassette and ask alike: what the others ask is what these do.
+RECORDED = {"faults": ("-k", "twice or SAFETY")}
 
 
 def record(name: str) -> int:
     """Run one example in record mode against its script; pytest's exit code."""
     with GeminiServer(SCRIPTS[name]) as server:
         environment = os.environ | {"GOOGLE_GEMINI_BASE_URL": server.url, "GOOGLE_API_KEY": "scripted"}
-        command = [sys.executable, "-m", "pytest", str(HERE / name), "--agenttrace-record", "-q"]
+        command = [sys.executable, "-m", "pytest", str(HERE / name), "--agenttrace-record", "-q", *RECORDED.get(name, ())]
         # The command is put together here, of no one's input.
         done = subprocess.run(command, cwd=HERE.parent, env=environment, check=False)  # noqa: S603
     for message in server.unscripted:

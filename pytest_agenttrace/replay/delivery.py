@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import json
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-__all__ = ["Delivery", "current_delivery", "delivered", "is_injected", "mark_injected"]
+__all__ = ["NOTE", "Delivery", "current_delivery", "delivered", "is_injected", "mark_injected"]
 
 _RESET = os.strerror(errno.ECONNRESET)
 _CUT = "peer closed connection without sending complete message body (incomplete chunked read)"
@@ -25,7 +26,8 @@ _AIOHTTP_CUT = (
     "Response payload is not completed: <TransferEncodingError: 400, message='Not enough data to satisfy transfer "
     "length header.'>"
 )
-_NOTE = "injected by gemini_cassette.fault"
+# What says of an exception, or of a reply that is no JSON, that a fault has made it.
+NOTE = "injected by gemini_cassette.fault"
 E = TypeVar("E", bound=BaseException)
 
 
@@ -57,13 +59,14 @@ def current_delivery() -> Delivery | None:
 
 def mark_injected(error: E) -> E:
     """Say of an exception that a fault has raised it."""
-    error.add_note(_NOTE)
+    error.add_note(NOTE)
     return error
 
 
 def is_injected(error: BaseException) -> bool:
-    """Whether a fault has raised an exception."""
-    return _NOTE in getattr(error, "__notes__", ())
+    """Whether a fault has raised an exception, or made the reply that it cannot parse."""
+    unread = error.doc if isinstance(error, json.JSONDecodeError) else ""
+    return NOTE in getattr(error, "__notes__", ()) or NOTE in unread
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any, Literal, NoReturn
 
 from pytest_agenttrace.calls import Caller, Endpoint
+from pytest_agenttrace.replay.delivery import NOTE
 
 __all__ = ["Fault", "Faults", "Unreached"]
 
@@ -149,7 +150,7 @@ class Fault:
                 error["details"] = [delay]
             return {"string": json.dumps({"error": error}).encode()}
         if self.kind == "malformed":
-            text = '{"candidates": [{"content": {"parts": [{"text": '
+            text = f'{{"candidates": [{{"content": {{"parts": [{{"text": "{NOTE}'
         else:
             said: dict[str, Any] = {"promptFeedback": {"blockReason": self.reason}} if self.kind == "blocked" else {}
             if prompt_tokens is not None:
