@@ -92,7 +92,8 @@ def record(name: str) -> int:
     """Run one example in record mode against its script; pytest's exit code."""
     with GeminiServer(SCRIPTS[name]) as server:
         environment = os.environ | {"GOOGLE_GEMINI_BASE_URL": server.url, "GOOGLE_API_KEY": "scripted"}
-        command = [sys.executable, "-m", "pytest", str(HERE / name), "--agenttrace-record", "-q", *RECORDED.get(name, ())]
+        selected = RECORDED.get(name, ())
+        command = [sys.executable, "-m", "pytest", str(HERE / name), "--agenttrace-record", "-q", *selected]
         # The command is put together here, of no one's input.
         done = subprocess.run(command, cwd=HERE.parent, env=environment, check=False)  # noqa: S603
     for message in server.unscripted:

@@ -3,12 +3,12 @@ from decimal import Decimal
 import pytest
 from langchain_google_genai.chat_models import ChatGoogleGenerativeAIError
 
-from examples.faults.graph import app
+from examples.faults.graph import Article, app
 from pytest_agenttrace import AgentTrace, Fault, GeminiCassette
 
 pytestmark = pytest.mark.agent_trace(cassette="article.yaml")
 
-SAILS = {"topic": "solar sails"}
+SAILS: Article = {"topic": "solar sails"}
 FLASH = "A solar sail needs no fuel. Light has momentum, and a mirror turns it into thrust."
 LITE = "Solar sails are pushed by light."
 RESEARCH, WRITE, WRITE_LITE = Decimal("0.0006005"), Decimal("0.001119"), Decimal("0.000044")
