@@ -74,11 +74,23 @@ def async_nodes(server: GeminiServer) -> None:
     server.reply(Reply("".join(briefing), usage=tokens(115, 16, 200), chunks=briefing), node="write")
 
 
+def faults(server: GeminiServer) -> None:
+    sail = ["A solar sail needs no fuel. ", "Light has momentum, and a mirror turns it into thrust."]
+    server.reply(Reply("Light has momentum.", usage=tokens(10, 39, 200)), node="research")
+    server.reply(Reply("".join(sail), usage=tokens(80, 138, 300), chunks=sail), node="write", model="gemini-2.5-flash")
+
+
 SCRIPTS: dict[str, Callable[[GeminiServer], None]] = {
-    script.__name__: script for script in (two_nodes, tool_loop, parallel_branches, loop_with_budget, async_nodes)
+    script.__name__: script
+    for script in (two_nodes, tool_loop, parallel_branches, loop_with_budget, async_nodes, faults)
 }
+# Tests of `faults`; the others would leave the reply unasked for.
+ASK_A_SECOND_MODEL = ("test_no_candidates", "test_a_reply_that_ends_early")
 
 
 @pytest.fixture(autouse=True)
 def scripted(request: pytest.FixtureRequest, gemini_server: GeminiServer) -> None:
     SCRIPTS[request.path.parent.name](gemini_server)
+    if request.node.name.startswith(ASK_A_SECOND_MODEL):
+        second = Reply("Solar sails are pushed by light.", usage=tokens(80, 90))
+        gemini_server.reply(second, node="write", model="gemini-2.5-flash-lite")

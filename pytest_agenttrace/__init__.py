@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_agenttrace.calls import Call, ModelCall, ToolCall
     from pytest_agenttrace.gemini_server import ErrorReply, GeminiServer, Reply
     from pytest_agenttrace.prices import PriceNotFound
-    from pytest_agenttrace.replay import CassetteError, CassetteMiss, GeminiCassette
+    from pytest_agenttrace.replay import CassetteError, CassetteMiss, Fault, GeminiCassette
     from pytest_agenttrace.store import MlflowStore, StoreError
     from pytest_agenttrace.trace import Execution, Span, SpanNotFound, Trace
     from pytest_agenttrace.usage import Cost, Tokens, Usage, UsageUnknown
@@ -25,6 +25,7 @@ __all__ = [
     "Cost",
     "ErrorReply",
     "Execution",
+    "Fault",
     "GeminiCassette",
     "GeminiServer",
     "MlflowStore",
@@ -47,7 +48,7 @@ _ROOMS = {
     "calls": ("Call", "ModelCall", "ToolCall"),
     "gemini_server": ("ErrorReply", "GeminiServer", "Reply"),
     "prices": ("PriceNotFound",),
-    "replay": ("CassetteError", "CassetteMiss", "GeminiCassette"),
+    "replay": ("CassetteError", "CassetteMiss", "Fault", "GeminiCassette"),
     "store": ("MlflowStore", "StoreError"),
     "trace": ("Execution", "Span", "SpanNotFound", "Trace"),
     "usage": ("Cost", "Tokens", "Usage", "UsageUnknown"),

@@ -79,14 +79,15 @@ class Endpoint:
 class Call:
     """One exchange with the Gemini API: what was asked, what came back, who asked.
 
-    `index` counts the test's calls from 1. `usage` is None where the reply reports none.
-    `recorded_at` is the recording's time, `duration` how long the real call took, in seconds.
+    `index` counts the test's calls from 1. `status` is None where no reply came; `usage` is None where the reply
+    reports none. `recorded_at` is the recording's time, `duration` how long the real call took, in seconds. `injected`
+    names the fault that a test has put in the place of the reply, or into it.
     """
 
     index: int
     caller: Caller
     endpoint: Endpoint
-    status: int
+    status: int | None
     usage: Usage | None = None
     model_version: str | None = None
     finish_reason: str | None = None
@@ -95,6 +96,7 @@ class Call:
     duration: float | None = None
     # Seconds since the epoch at which the exchange happened in this process, for pairing with spans.
     at: float = 0.0
+    injected: str | None = None
 
     @property
     def node(self) -> str | None:
@@ -107,7 +109,7 @@ class Call:
 
     @property
     def answered(self) -> bool:
-        return 200 <= self.status < 300
+        return self.status is not None and 200 <= self.status < 300
 
 
 @dataclass(frozen=True, slots=True)

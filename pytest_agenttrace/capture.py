@@ -116,6 +116,7 @@ def judge(
         unused=[
             *((unused.node, unused.text) for unused in _left_over(cassette, own)),
             *(cassette.unused_script if cassette else ()),
+            *_unreached(cassette),
         ],
         export_errors=store.export_errors if store else (),
         ended=ended,
@@ -142,6 +143,11 @@ def _left_over(cassette: GeminiCassette | None, own: bool) -> list[Unused]:
     if cassette is None or not own:
         return []
     return [unused for unused in cassette.unused if cassette.closing or not unused.teardown]
+
+
+def _unreached(cassette: GeminiCassette | None) -> list[tuple[str | None, str]]:
+    """The faults to judge: one that nothing went wrong by tests nothing."""
+    return [(fault.node, fault.text) for fault in cassette.unreached] if cassette is not None else []
 
 
 def _grouped(misses: Sequence[Miss]) -> list[tuple[str | None, str]]:

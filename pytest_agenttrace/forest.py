@@ -33,7 +33,7 @@ def build_trace(
     parents = {span.span_id: index.parent_of(span, attempts) for span in index.spans}
     all_calls = tuple(_moved(call, moved) for call in calls)
     model_calls = tuple(
-        dataclasses.replace(call, forgiven=call.usage is None and forgives(call.node))
+        dataclasses.replace(call, forgiven=call.usage is None and (_injected(call) or forgives(call.node)))
         for call in _pair(index, all_calls)
     )
     order = _in_order(index, attempts)
@@ -46,6 +46,10 @@ def build_trace(
         for ns in order
     )
     return Trace(roots, executions, model_calls, all_calls, pricer)
+
+
+def _injected(call: ModelCall) -> bool:
+    return call.call is not None and call.call.injected is not None
 
 
 def _brought_home(spans: list[Span]) -> tuple[list[Span], dict[str, str]]:
@@ -299,7 +303,8 @@ def _pair_group(
 ) -> Iterable[tuple[int, ModelCall]]:
     rest = list(models)
     partners: dict[int, Span] = {}
-    for wire in wires:
+    # A broken reply may count what its repetition counts, and leaves a span that counts nothing.
+    for wire in sorted(wires, key=lambda call: call.injected in ("truncated", "malformed")):
         same = next((s for s in rest if _counts(s) == _counts(wire)), None)
         if same is not None:
             partners[wire.index] = same

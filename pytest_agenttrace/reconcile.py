@@ -63,6 +63,9 @@ def _witnesses(trace: Trace) -> list[Finding]:
     found = _orphans([span for span in spans.values() if span.origin is not None and _beside_a_run(span, trace)])
     for called in trace.llm_calls:
         span = spans.get(called.span_id) if called.span_id is not None else None
+        # What a fault did to a reply is no disagreement.
+        if called.call is not None and called.call.injected is not None:
+            continue
         if called.call is not None and span is None:
             found.append(_uncounted(called.call))
         elif called.call is not None and span is not None:

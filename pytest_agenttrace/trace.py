@@ -6,7 +6,9 @@ Everything here is a frozen snapshot; `capture` makes the live one.
 from __future__ import annotations
 
 import difflib
+import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
@@ -274,7 +276,7 @@ class Trace(TraceReading):
             Branch(
                 label=call.model or span.name if call else span.name,
                 cells=self._cells(calls, timed=call is None),
-                note=_note(call, execution),
+                note=_note(call, execution, self._injected(span, execution, call, is_root)),
                 tag="[tool]" if span.type == "TOOL" else "",
                 mark=mark,
                 children=children,
@@ -306,6 +308,18 @@ class Trace(TraceReading):
             if c.span_id in ids or (c.span_id is None and any(inside(c.namespace, space) for space in spaces))
         )
 
+    def _injected(self, span: Span, execution: Execution | None, call: ModelCall | None, is_root: bool) -> list[Call]:
+        """The calls that a fault was put into, to be told beside a span: all of an execution, and what a run asked
+        outside of any."""
+        if execution is not None:
+            return [c for c in self._calls if c.injected and c.caller.namespace == execution.namespace]
+        own = [call.call] if call is not None and call.call is not None and call.call.injected else []
+        if not is_root:
+            return own
+        until = span.end_ns or math.inf
+        bare = [c for c in self._calls if c.injected and c.caller.namespace is None and c not in own]
+        return [*(c for c in bare if span.start_ns <= c.at * 1e9 <= until), *own]
+
     def _cells(self, calls: tuple[ModelCall, ...], *, timed: bool) -> tuple[str, ...]:
         if not calls:
             return ()
@@ -328,21 +342,28 @@ def _seconds(duration: float | None) -> str:
     return f"{duration:.1f} s" if duration >= 0.1 else f"{duration * 1000:.0f} ms"
 
 
-def _note(call: ModelCall | None, execution: Execution | None) -> str:
-    """What stands behind the columns: the call's two halves, or what became of the execution."""
+def _note(call: ModelCall | None, execution: Execution | None, injected: Sequence[Call]) -> str:
+    """What stands behind the columns: the call's two halves, or what became of the execution; and the faults that a
+    test has injected."""
+    counted = Counter(found.injected for found in injected)
+    faults = [f"injected: {name}" + (f" ({count})" if count > 1 else "") for name, count in counted.items()]
+    return ", ".join([*_facts(call, execution), *faults])
+
+
+def _facts(call: ModelCall | None, execution: Execution | None) -> list[str]:
     if call is not None:
         usage = call.usage
         if usage is None or usage.input_tokens is None or usage.output_tokens is None:
-            return ""
-        return f"{format_tokens(usage.input_tokens)} in, {format_tokens(usage.output_tokens)} out"
+            return []
+        return [f"{format_tokens(usage.input_tokens)} in, {format_tokens(usage.output_tokens)} out"]
     if execution is None:
-        return ""
+        return []
     facts = [f"{execution.attempts} attempts"] if execution.attempts > 1 else []
     if execution.status in ("interrupted", "cancelled", "open"):
         facts.append(execution.status)
     if execution.error and execution.status == "error":
         facts.append(execution.error.splitlines()[0][:80])
-    return ", ".join(facts)
+    return facts
 
 
 def not_found(node: str, names: list[str]) -> str:

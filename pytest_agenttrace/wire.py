@@ -208,7 +208,7 @@ def read_call(
     index: int,
     caller: Caller,
     endpoint: Endpoint,
-    status: int,
+    status: int | None,
     reply: bytes | str | None,
     *,
     recorded_at: datetime | None = None,

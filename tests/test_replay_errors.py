@@ -130,7 +130,7 @@ WAYS: list[Any] = [
 every_way = pytest.mark.parametrize(("model", "ask", "url"), WAYS)
 
 
-def statuses(session: GeminiCassette) -> list[int]:
+def statuses(session: GeminiCassette) -> list[int | None]:
     return [call.status for call in session.calls]
 
 

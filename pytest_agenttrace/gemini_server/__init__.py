@@ -60,15 +60,17 @@ class GeminiServer:
         self._lock = threading.Lock()
         self._http: _Http | None = None
 
-    def reply(self, *answers: Answer, node: str | None = None, prompt: str | None = None) -> None:
-        """Say what is answered: to requests of this `node`, to those whose prompt holds `prompt`, to those of which
-        both is true, or with neither to any.
+    def reply(
+        self, *answers: Answer, node: str | None = None, prompt: str | None = None, model: str | None = None
+    ) -> None:
+        """Say what is answered: to requests of this `node`, to those whose prompt holds `prompt`, to those that ask
+        this `model`; of all that are given, to those of which all are true, and without any to every request.
 
         Rules are tried in the order they were given. A single answer is served as often as it is asked for, several
         in their order; then the next rule that fits has its turn. Raises ValueError without an answer, TypeError for
         what is none.
         """
-        self._rules.add(answers, node, prompt)
+        self._rules.add(answers, node, prompt, model)
 
     @property
     def unused(self) -> list[tuple[str | None, str]]:

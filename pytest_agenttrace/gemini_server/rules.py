@@ -48,10 +48,12 @@ class _Rule:
     answers: tuple[Answer, ...]
     node: str | None
     prompt: str | None
+    model: str | None
     asked: int = 0
 
     def fits(self, request: ScriptedRequest) -> bool:
-        return self.node in (None, request.node) and (self.prompt is None or self.prompt in request.prompt)
+        asked = self.node in (None, request.node) and self.model in (None, request.model)
+        return asked and (self.prompt is None or self.prompt in request.prompt)
 
     @property
     def used_up(self) -> bool:
@@ -68,7 +70,7 @@ class _Rule:
 
     @property
     def conditions(self) -> str:
-        given = {"node": self.node, "prompt": self.prompt}
+        given = {"node": self.node, "prompt": self.prompt, "model": self.model}
         return ", ".join(f"{name}={_quoted(value)}" for name, value in given.items() if value is not None)
 
     def __str__(self) -> str:
@@ -85,17 +87,17 @@ class Rules:
         self._served: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def add(self, answers: Sequence[Answer], node: str | None, prompt: str | None) -> None:
+    def add(self, answers: Sequence[Answer], node: str | None, prompt: str | None, model: str | None) -> None:
         if not answers:
             raise ValueError("gemini_server.reply: no reply was given")
         for answer in answers:
             if not isinstance(answer, Reply | ErrorReply):
                 raise TypeError(f"gemini_server.reply: {answer!r} is no Reply and no ErrorReply")
-        for name, value in (("node", node), ("prompt", prompt)):
+        for name, value in (("node", node), ("prompt", prompt), ("model", model)):
             if value is not None and not isinstance(value, str):
                 raise TypeError(f"gemini_server.reply: {name} is {value!r}, not text")
         with self._lock:
-            self._rules.append(_Rule(tuple(answers), node, prompt))
+            self._rules.append(_Rule(tuple(answers), node, prompt, model))
 
     @property
     def unused(self) -> list[tuple[str | None, str]]:

@@ -14,6 +14,7 @@ from pytest_agenttrace.network import Refusal, allowed, guarded
 from pytest_agenttrace.replay.cassette import CassetteError, cassette_path
 from pytest_agenttrace.replay.clients import patched_clients
 from pytest_agenttrace.replay.credentials import dummy_credentials
+from pytest_agenttrace.replay.faults import Fault, Unreached
 from pytest_agenttrace.replay.grpc_channels import no_model_channels
 from pytest_agenttrace.replay.langsmith import quiet_langsmith
 from pytest_agenttrace.replay.live import GeminiCassette, Opening, Refused, call_of
@@ -30,6 +31,7 @@ from pytest_agenttrace.threads import THREADS, caller
 __all__ = [
     "CassetteError",
     "CassetteMiss",
+    "Fault",
     "GeminiCassette",
     "Match",
     "Miss",
@@ -39,6 +41,7 @@ __all__ = [
     "Refused",
     "Shares",
     "Spending",
+    "Unreached",
     "Unused",
     "call_of",
     "cassette_path",

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from pytest_agenttrace.replay.delivery import delivered
+
 __all__ = ["Decides", "clients_kept", "patched_clients"]
 
 
@@ -67,7 +69,7 @@ def patched_clients(decides: Decides, recording: bool) -> Iterator[None]:
     with Delegate.use(**config):
         for transport, method, original in spared:
             setattr(transport, method, original)
-        with clients_kept(patch, stubs):
+        with clients_kept(patch, stubs), delivered():
             yield
 
 

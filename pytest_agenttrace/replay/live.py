@@ -23,13 +23,16 @@ from pytest_agenttrace.replay.adopting import Adopter
 from pytest_agenttrace.replay.arranging import Kept
 from pytest_agenttrace.replay.cassette import scrub_uri, shown_path
 from pytest_agenttrace.replay.credentials import dummy_credentials, dummy_sent, token_reply
+from pytest_agenttrace.replay.faults import Fault, Faults, Unreached
 from pytest_agenttrace.replay.filters import Filters
+from pytest_agenttrace.replay.injecting import altered_call, call_of, deliver, fail, stand_in
 from pytest_agenttrace.replay.matching import (
     Match,
     Recorded,
     Recordings,
     Request,
     Unused,
+    plain_reply,
     read_recordings,
     read_request,
 )
@@ -45,7 +48,7 @@ from pytest_agenttrace.threads import THREADS, caller
 from pytest_agenttrace.usage import Usage, UsageUnknown
 from pytest_agenttrace.wire import decode_body, parse_endpoint, read_call
 
-__all__ = ["GeminiCassette", "Opening", "Refused"]
+__all__ = ["GeminiCassette", "Opening", "Refused", "call_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,11 @@ class _Begun:
     asked: Request
     entry: Recorded | None
     expected: Decimal | None
+    fault: Fault | None = None
+
+    @property
+    def answered(self) -> bool:
+        return self.entry is not None or (self.fault is not None and self.fault.stands)
 
 
 class GeminiCassette:
@@ -128,10 +136,14 @@ class GeminiCassette:
         self._refused: dict[Refused, None] = {}
         self._replies: RecordedReplies | None = None
         self._answered: set[tuple[str, str, str, bytes]] = set()
-        self._made: set[int] = set()
+        # The calls that were really made, by their numbers.
+        self._made: dict[int, Call] = {}
         # Who answers while recording; None is who was asked.
         self._upstream: Upstream | None = None
         self._opened = ExitStack()
+        self._faults = Faults()
+        # Numbers of the replies that a fault stood for.
+        self._spared: set[int] = set()
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -147,9 +159,9 @@ class GeminiCassette:
 
     @property
     def made(self) -> tuple[Call, ...]:
-        """The calls that were really made while recording."""
+        """The calls that were really made while recording, as they were answered."""
         with self._lock:
-            return tuple(call for call in self.calls if call.index in self._made)
+            return tuple(self._made[index] for index in sorted(self._made))
 
     @property
     def adopted(self) -> tuple[tuple[int, str], ...]:
@@ -170,13 +182,28 @@ class GeminiCassette:
     @property
     def unused(self) -> tuple[Unused, ...]:
         """Recorded replies nobody asked for; while recording, those are dropped and not listed. Nor are counting
-        tokens, files and caches: they are bookkeeping."""
-        return () if self.recording else self._recordings.unused()
+        tokens, files and caches: they are bookkeeping; nor what a fault stood for."""
+        if self.recording:
+            return ()
+        with self._lock:
+            return tuple(reply for reply in self._recordings.unused() if reply.number not in self._spared)
+
+    def fault(self, fault: Fault, *, node: str | None = None, call: int | None = None, times: int = 1) -> None:
+        """Let calls to a model go wrong, in replay and while recording alike: the next `times` calls of a node (None:
+        of any), or those from its `call`-th of this test on. Nothing of it is sent or written. Raises ValueError for
+        what cannot be meant; a fault that no call meets fails the test (`unused`)."""
+        self._faults.plan(fault, node, call, times)
+
+    @property
+    def unreached(self) -> tuple[Unreached, ...]:
+        """Faults that not every call they were meant for has met."""
+        return self._faults.unreached()
 
     @property
     def unused_script(self) -> tuple[tuple[str | None, str], ...]:
-        """Replies of the script it is recorded from that nobody asked for: the node they are for, and what to tell."""
-        return tuple(self._upstream.unused) if self._upstream is not None else ()
+        """Replies of the script it is recorded from that nobody asked for: the node they are for, and what to tell.
+        None are told where a fault stood for one of them."""
+        return tuple(self._upstream.unused) if self._upstream is not None and not self._faults.stood else ()
 
     @property
     def used(self) -> dict[str, int]:
@@ -247,12 +274,15 @@ class GeminiCassette:
         with self._lock:
             if request not in self._started:
                 asked, at = self._asked(request), time.perf_counter()
-                entry = self._recordings.take(asked)
+                fault = self._faults.claim(caller(), endpoint)
+                stands = fault is not None and fault.stands
+                entry = self._recordings.take(asked) if not stands else None
                 number = self._next() if endpoint is not None else self._count
-                self._started[request] = _Begun(number, at, asked, entry, self._afford(asked, entry, number))
-                if entry is None and endpoint is not None:
+                expected = self._afford(asked, entry, number) if not stands else None
+                self._started[request] = _Begun(number, at, asked, entry, expected, fault)
+                if entry is None and endpoint is not None and not stands:
                     self._pending[number] = asked
-            return self._started[request].entry is not None
+            return self._started[request].answered
 
     def _is_ours(self, uri: str) -> bool:
         """Whether an exchange is one with the Gemini API, or with a host that the user names."""
@@ -277,11 +307,17 @@ class GeminiCassette:
         if (token := token_reply(request.method, request.uri)) is not None:
             return token
         asked_before = self._started.get(request) if self.recording else None
-        if self._upstream is not None and (asked_before is None or asked_before.entry is None):
-            return self._ask_script(request, self._upstream)
+        if self._upstream is not None and (asked_before is None or not asked_before.answered):
+            return self._ask_script(request, self._upstream, asked_before.fault if asked_before is not None else None)
         asking, begun = caller(), self._started.pop(request, None) if self.recording else None
         asked = begun.asked if begun is not None else self._asked(request)
         with self._lock:  # at once: equal requests are numbered in the order of their replies
+            fault = begun.fault if begun is not None else self._faults.claim(asking, asked.endpoint)
+            if fault is not None and fault.stands and asked.endpoint is not None:
+                number = begun.number if begun is not None else self._next()
+                if self._replies is not None:
+                    self._replies.served(request.uri)
+                return self._stand_in(fault, asked, asked.endpoint, number, asking)
             entry = begun.entry if begun is not None else self._take(asked, asking)
             number = begun.number if begun is not None else self._number(asked, entry)
         if entry is None:
@@ -294,14 +330,25 @@ class GeminiCassette:
         if asked.endpoint is None:
             self._others.keep(asking, request.method, request.uri, entry.status)
         else:
-            self._answer(asked.endpoint, number, asking, entry)
+            self._answer(asked.endpoint, number, asking, entry, fault)
         if begun is not None:
             self._recorder.replayed(Kept(number, entry.interaction, asking, begun.at, time.perf_counter()))
         if self.mode == "adopt" and entry.request.digest() != asked.digest():
             self._adopter.adopt(entry, read_exchange(self._filters.asked(request), entry.response(), entry.duration))
-        return entry.response()
+        return entry.response() if fault is None else deliver(fault, entry.response())
 
-    def _ask_script(self, request: Any, upstream: Upstream) -> dict[str, Any]:
+    def _stand_in(
+        self, fault: Fault, asked: Request, endpoint: Endpoint, number: int, asking: Caller
+    ) -> dict[str, Any]:
+        """What a request is answered by a fault that stands for its reply, which goes on waiting."""
+        spared = self._recordings.peek(asked)
+        if spared is not None:
+            self._spared.add(spared.number)
+        reply, call = stand_in(fault, number, asking, endpoint, spared)
+        self._calls.append(call)
+        return reply if reply is not None else fail(fault)
+
+    def _ask_script(self, request: Any, upstream: Upstream, fault: Fault | None) -> dict[str, Any]:
         asking = caller()
         try:
             response = ask(upstream, request.method, request.uri, decode_body(read_body(request)), asking.node)
@@ -311,7 +358,7 @@ class GeminiCassette:
         self._keep(request, response)
         if self._replies is not None:
             self._replies.served(request.uri)
-        return response
+        return response if fault is None else deliver(fault, response)
 
     def _refuse_dummy(self, request: Any) -> None:
         out = "Set GOOGLE_API_KEY, or say what is answered with the fixture gemini_server."
@@ -335,7 +382,7 @@ class GeminiCassette:
     def _number(self, asked: Request, entry: Recorded | None) -> int:
         return self._next() if entry is None or asked.endpoint is not None else 0
 
-    def _answer(self, endpoint: Endpoint, number: int, asking: Caller, entry: Recorded) -> None:
+    def _answer(self, endpoint: Endpoint, number: int, asking: Caller, entry: Recorded, fault: Fault | None) -> None:
         call = read_call(
             number,
             asking,
@@ -347,7 +394,7 @@ class GeminiCassette:
             at=time.time(),
         )
         with self._lock:
-            self._calls.append(call)
+            self._calls.append(call if fault is None else altered_call(fault, call, entry.reply))
 
     def _keep(self, request: Any, response: Mapping[str, Any]) -> None:
         """An exchange that was really made: written where it is one with the model or with a host that the user
@@ -365,6 +412,8 @@ class GeminiCassette:
             begun = self._started.pop(request, None) or self._begun_unseen(request)
             self._pending.pop(begun.number, None)
             self._answered.add(begun.asked.key("body"))
+        if begun.fault is not None and self._upstream is None:
+            deliver(begun.fault, response)
         filtered = self._filters.written(request, response)
         if filtered is None:
             return
@@ -389,8 +438,9 @@ class GeminiCassette:
                 at=now.timestamp(),
             )
             with self._lock:
-                self._calls.append(call)
-                self._made.add(begun.number)
+                fault, plain = begun.fault, plain_reply(interaction.reply, interaction.reply_headers)
+                self._calls.append(call if fault is None else altered_call(fault, call, plain))
+                self._made[begun.number] = call
             self._settle(call, begun.expected)
         self._recorder.made(
             Kept(begun.number, interaction, asking, begun.at, begun.at + duration), host, model=endpoint is not None
@@ -541,23 +591,6 @@ class GeminiCassette:
 def renumbered(entries: Sequence[Recorded], behind: int) -> list[Recorded]:
     """The entries of another file, as if they stood behind so many of the first one."""
     return [dataclasses.replace(entry, number=behind + entry.number) for entry in entries]
-
-
-def call_of(entry: Recorded) -> Call:
-    """A recorded exchange with the API as a call; nobody has asked it in this run."""
-    endpoint = entry.request.endpoint
-    if endpoint is None:
-        raise ValueError(f"reply {entry.number} is none of the Gemini API")
-    return read_call(
-        entry.number,
-        Caller(node=entry.node),
-        endpoint,
-        entry.status,
-        entry.reply,
-        recorded_at=entry.recorded_at,
-        duration=entry.duration,
-        at=0.0,
-    )
 
 
 def _cost(call: Call, price: Callable[[ModelCall], Decimal]) -> Decimal | None:

@@ -163,6 +163,16 @@ def plain_reply(body: bytes, headers: Mapping[str, Sequence[str]]) -> bytes:
     return plain
 
 
+def unpacked(reply: Mapping[str, Any]) -> dict[str, Any]:
+    """A reply as vcrpy has it, with a plain body, and without the headers that told how it was packed."""
+    headers = reply["headers"]
+    return {
+        "status": reply["status"],
+        "headers": {name: values for name, values in headers.items() if name.lower() not in _TRANSFER_HEADERS},
+        "body": {"string": plain_reply(reply["body"].get("string") or b"", headers)},
+    }
+
+
 def _recording(number: int, interaction: Interaction, file: CassetteFile) -> Recorded:
     return Recorded(
         number,
@@ -245,10 +255,15 @@ class Recordings:
             self._waiting[self._key(chosen.request)].remove(chosen)
             return chosen
 
-    def holds(self, asked: Request) -> bool:
+    def peek(self, asked: Request) -> Recorded | None:
+        """The reply that `take` would give; it goes on waiting."""
         key = self._key(asked)
         with self._lock:
-            return bool(self._waiting.get(key))
+            queue = self._waiting.get(key)
+            return queue[0] if queue else None
+
+    def holds(self, asked: Request) -> bool:
+        return self.peek(asked) is not None
 
     def _left(self) -> list[Recorded]:
         with self._lock:

@@ -19,8 +19,12 @@ from types import FrameType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from pytest_agenttrace.replay.delivery import is_injected
+
 __all__ = ["RecordedReplies", "no_waiting"]
 
+# In place of a URL, for an error that a fault has raised: some name none.
+_INJECTED = "injected"
 _lock = threading.Lock()
 _open: list[RecordedReplies] = []
 # Stand-ins and where they belong. One that somebody else's patch puts back later waits as it is told, until it is met.
@@ -31,7 +35,7 @@ class RecordedReplies:
     """The replies one replay has served. Thread safe."""
 
     def __init__(self) -> None:
-        self._places: set[tuple[str, str]] = set()
+        self._places: set[tuple[str, str]] = {_place(_INJECTED)}
 
     def served(self, url: str) -> None:
         """A recorded reply to this URL was served. A good one counts too: a stream may hold an error."""
@@ -63,7 +67,7 @@ def _urls(error: BaseException) -> Iterator[str]:
         if isinstance(at, BaseExceptionGroup):
             for inner in at.exceptions:
                 yield from _urls(inner)
-        url = _url(at)
+        url = _INJECTED if is_injected(at) else _url(at)
         if url is not None:
             yield url
         if url is not None or isinstance(at, OSError):
