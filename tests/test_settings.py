@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import tests.handmade  # noqa: F401 - loads the profile of the property tests
 from pytest_agenttrace.settings import KINDS, Finding, Settings, SettingsError, Tolerance, read_settings
 
-ALL_KEYS = "cassette, match, ignore, hosts, allow, warn, autolog, run_tracer_inline"
+ALL_KEYS = "cassette, match, order, ignore, hosts, allow, warn, autolog, run_tracer_inline"
 ALL_KINDS = "missing, unused, uncounted, uncalled, usage, orphans, unpriced, network, export, empty"
 
 
@@ -138,7 +138,7 @@ def test_everything_wrong_is_told_at_once() -> None:
 
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.lists(st.text() | st.none())
-KEYS = st.sampled_from(["cassette", "match", "allow", "warn", "autolog", "run_tracer_inline"]) | st.text() | st.none()
+KEYS = st.sampled_from(["cassette", "match", "order", "allow", "warn", "autolog", "run_tracer_inline"]) | st.text() | st.none()
 
 
 @given(st.lists(st.dictionaries(KEYS, ANYTHING) | ANYTHING, max_size=3))
