@@ -138,7 +138,8 @@ def test_everything_wrong_is_told_at_once() -> None:
 
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.lists(st.text() | st.none())
-KEYS = st.sampled_from(["cassette", "match", "order", "allow", "warn", "autolog", "run_tracer_inline"]) | st.text() | st.none()
+NAMES = ["cassette", "match", "order", "allow", "warn", "autolog", "run_tracer_inline"]
+KEYS = st.sampled_from(NAMES) | st.text() | st.none()
 
 
 @given(st.lists(st.dictionaries(KEYS, ANYTHING) | ANYTHING, max_size=3))
