@@ -47,7 +47,8 @@ def in_order(kept: Iterable[Kept]) -> list[Interaction]:
     blocks: list[list[list[Kept]]] = []
     end = float("-inf")
     for branch in sorted(branches.values(), key=lambda branch: min(found.started for found in branch)):
-        if min(found.started for found in branch) >= end:
+        after = min(found.started for found in branch) >= end
+        if not blocks or (after and not _of_one_step([*blocks[-1], branch])):
             blocks.append([])
         blocks[-1].append(branch)
         end = max(end, *(found.ended for found in branch))
@@ -55,15 +56,28 @@ def in_order(kept: Iterable[Kept]) -> list[Interaction]:
     return [found.interaction for branch in parted for found in branch]
 
 
+def _of_one_step(branches: Sequence[Sequence[Kept]]) -> bool:
+    """Branches may be of one step and never overlap: each was answered before the next one asked."""
+    callers = [branch[0].caller for branch in branches]
+    if any(caller.step is None or _inside(caller) for caller in callers):
+        return False
+    paths = [path_order(caller.path) for caller in callers]
+    return len({caller.step for caller in callers}) == 1 and len(set(paths)) == len(paths)
+
+
+def _inside(caller: Caller) -> bool:
+    """Whether it is a subgraph's: its step and its path are that graph's own."""
+    return "|" in (caller.namespace or "")
+
+
 def _branch_order(branch: Sequence[Kept]) -> tuple[object, ...]:
     first = branch[0]
-    namespace = first.caller.namespace or ""
-    outer, _, inner = namespace.partition("|")
-    # Inside of a subgraph the path is that graph's own.
-    path = path_order(first.caller.path if not inner else ())
-    return (
-        (namespace != "", outer.partition(":")[0], path, first.number) if namespace else (False, "", (), first.number)
-    )
+    if not first.caller.namespace:
+        return (False, "", (), (), first.number)
+    name = first.caller.namespace.partition(":")[0]
+    if _inside(first.caller):
+        return (True, name, (), key_of(first.interaction), first.number)
+    return (True, name, path_order(first.caller.path), (), first.number)
 
 
 def kept_as_before(new: Sequence[Interaction], before: Iterable[Interaction]) -> list[Interaction]:
