@@ -202,6 +202,7 @@ def capture(
     order: str | None = None,
     ignore: Sequence[str] = (),
     hosts: Sequence[str] = (),
+    secrets: Sequence[str] = (),
     record: bool | Literal["missing", "adopt"] = False,
     allow: Sequence[str] = (),
     warn: Sequence[str] = (),
@@ -221,6 +222,7 @@ def capture(
         "order": order,
         "ignore": ignore,
         "hosts": hosts,
+        "secrets": secrets,
         "allow": allow,
         "warn": warn,
         "autolog": autolog,
@@ -250,7 +252,7 @@ def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path) -> Ite
             dummy_key(mode in ("replay", "adopt")),
             open_cassette(
                 cassette,
-                Opening(mode, settings.match, settings.ignore, settings.hosts, settings.order),
+                Opening(mode, settings.match, settings.ignore, settings.hosts, settings.order, settings.secrets),
                 scratch=root,
             ) as tape,
         ):

@@ -49,11 +49,13 @@ _BUDGET = (
     "The closest marker wins for each node and metric."
 )
 _AGENT_TRACE = (
-    "agent_trace(*, cassette, match='body', order=None, ignore=[], hosts=[], allow=[], warn=[], autolog=['langchain'], "
-    "run_tracer_inline=None): one test's exceptions. allow and warn name finding kinds, 'unused' or 'node:unused'; "
+    "agent_trace(*, cassette, match='body', order=None, ignore=[], hosts=[], secrets=[], allow=[], warn=[], "
+    "autolog=['langchain'], run_tracer_inline=None): one test's exceptions. "
+    "allow and warn name finding kinds, 'unused' or 'node:unused'; "
     "match='order' serves recordings of other clients in their order; order='shuffle' or 'shuffle:SEED' releases "
     "replies of parallel branches in an order of chance; ignore names what of a request is volatile, "
-    "hosts what may be spoken to in replay; a relative cassette path is relative to the test file."
+    "hosts what may be spoken to in replay, secrets what no cassette may hold; "
+    "a relative cassette path is relative to the test file."
 )
 
 
@@ -203,6 +205,7 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
         settings.ignore,
         settings.hosts,
         settings.order,
+        settings.secrets,
         filters=_vcr_config(request),
         command=f"pytest {shlex.quote(item.nodeid)}",
         shares=None if run.own else Shares(session.parts, item.nodeid),

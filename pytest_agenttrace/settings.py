@@ -64,7 +64,8 @@ class Settings:
     kinds, `"unused"`, or for one node `"research:unused"`. `autolog` names MLflow's flavors to trace;
     `run_tracer_inline` is passed to `mlflow.langchain.autolog`, None leaves MLflow's default. `ignore` is
     what of a request is volatile, `hosts` what may be spoken to in replay beside loopback. `order` is "shuffle" or
-    "shuffle:SEED" where replies of parallel branches are released in an order of chance.
+    "shuffle:SEED" where replies of parallel branches are released in an order of chance. `secrets` are regular
+    expressions for what no cassette may hold.
     """
 
     cassette: str | None = None
@@ -75,14 +76,16 @@ class Settings:
     ignore: Ignore = NOTHING_IGNORED
     hosts: tuple[str, ...] = ()
     order: str | None = None
+    secrets: tuple[str, ...] = ()
 
 
-KEYS = ("cassette", "match", "order", "ignore", "hosts", "allow", "warn", "autolog", "run_tracer_inline")
+KEYS = ("cassette", "match", "order", "ignore", "hosts", "secrets", "allow", "warn", "autolog", "run_tracer_inline")
 
 
 def read_settings(layers: Iterable[tuple[str, object]]) -> Settings:
     """Settings from layers of keys, closest first, each with a name for its errors. The closest layer
-    that has a key wins; `allow`, `warn`, `ignore` and `hosts` add up. Raises `SettingsError` with all that is wrong."""
+    that has a key wins; `allow`, `warn`, `ignore`, `hosts` and `secrets` add up. Raises `SettingsError` with all that
+    is wrong."""
     problems: list[str] = []
     merged: dict[str, Any] = {}
     added: dict[str, dict[Any, None]] = {key: {} for key in _ADDED}
@@ -107,7 +110,13 @@ def read_settings(layers: Iterable[tuple[str, object]]) -> Settings:
     if "autolog" in merged:
         merged["autolog"] = tuple(merged["autolog"])
     tolerance = Tolerance(frozenset(added["allow"]), frozenset(added["warn"]))
-    return Settings(**merged, tolerance=tolerance, ignore=Ignore(tuple(added["ignore"])), hosts=tuple(added["hosts"]))
+    return Settings(
+        **merged,
+        tolerance=tolerance,
+        ignore=Ignore(tuple(added["ignore"])),
+        hosts=tuple(added["hosts"]),
+        secrets=tuple(added["secrets"]),
+    )
 
 
 def _check(key: str, value: object) -> list[str]:
@@ -134,6 +143,19 @@ def _nearest(name: object, known: Iterable[str]) -> str:
 def _parse_ignore(value: object) -> tuple[Sequence[str], Sequence[str]]:
     found, problems = read_ignore(value)
     return found.items, problems
+
+
+def _parse_secrets(value: object) -> tuple[Sequence[str], Sequence[str]]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        return (), [f'secrets={value!r} is not a list of regular expressions: write secrets=[r"CUST-\\d+"]']
+    problems = []
+    for item in value:
+        try:
+            if re.compile(item).search("") is not None:
+                problems.append(f"secrets: {item!r} matches the empty text, so it would match everywhere")
+        except re.error as error:
+            problems.append(f"secrets: {item!r} is no regular expression: {error}")
+    return (() if problems else value), problems
 
 
 def _parse_hosts(value: object) -> tuple[Sequence[str], Sequence[str]]:
@@ -164,4 +186,5 @@ _ADDED: dict[str, Callable[[object], tuple[Iterable[Any], Sequence[str]]]] = {
     "warn": lambda value: _parse_kinds(value, "warn"),
     "ignore": _parse_ignore,
     "hosts": _parse_hosts,
+    "secrets": _parse_secrets,
 }

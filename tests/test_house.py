@@ -25,6 +25,7 @@ FLOORS = (
     ("store.database", "replay.recorder", "replay.filters", "replay.others", "replay.orders"),
     ("replay.adopting", "replay.arranging", "replay.injecting"),
     ("replay.recording", "replay.writing"),
+    ("replay.scrubbing",),
     ("replay.matching", "replay.upstream", "gemini_server.caches"),
     ("store.mlflow_state", "replay.cassette", "replay.misses", "gemini_server.bodies", "gemini_server.rules"),
     ("replay.reading", "replay.mismatch", "replay.retries", "replay.clients", "replay.credentials", "replay.faults"),

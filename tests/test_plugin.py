@@ -665,7 +665,7 @@ def test_settings(told: Told) -> None:
     }
     assert told.text("TestBad::test_keys").splitlines() == [
         "agenttrace_config: unknown key 'cassete'; did you mean 'cassette'? "
-        "It has cassette, match, order, ignore, hosts, allow, warn, autolog, run_tracer_inline",
+        "It has cassette, match, order, ignore, hosts, secrets, allow, warn, autolog, run_tracer_inline",
         f"agenttrace_config: allow: unknown kind 'unusd'; did you mean 'unused'? The kinds are {', '.join(KINDS)}",
         "agenttrace_config: match='fuzzy' is neither 'body' nor 'order'",
     ]

@@ -115,7 +115,7 @@ def test_bad_markers_are_usage_errors_all_at_once(bare: Path, workers: int) -> N
         f"test_it.py:20: test_settings: agent_trace: warn: unknown kind 'research:nothing'. The kinds are {kinds}",
         f"test_it.py:20: test_settings: agent_trace: warn: unknown kind 3. The kinds are {kinds}",
         "test_it.py:20: test_settings: agent_trace: unknown key 'mtch'; did you mean 'match'? "
-        "It has cassette, match, order, ignore, hosts, allow, warn, autolog, run_tracer_inline",
+        "It has cassette, match, order, ignore, hosts, secrets, allow, warn, autolog, run_tracer_inline",
         "",
     ]
     assert ran.code == pytest.ExitCode.USAGE_ERROR

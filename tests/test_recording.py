@@ -15,7 +15,8 @@ import pytest
 from pytest_agenttrace import ErrorReply, GeminiServer, Reply
 from pytest_agenttrace.gemini_server import Script
 from pytest_agenttrace.options import OptionError, check_options
-from pytest_agenttrace.replay.recording import read_exchange, without_keys
+from pytest_agenttrace.replay.recording import read_exchange
+from pytest_agenttrace.replay.scrubbing import without_keys
 
 TESTS = """
 import pytest

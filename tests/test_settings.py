@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import tests.handmade  # noqa: F401 - loads the profile of the property tests
 from pytest_agenttrace.settings import KINDS, Finding, Settings, SettingsError, Tolerance, read_settings
 
-ALL_KEYS = "cassette, match, order, ignore, hosts, allow, warn, autolog, run_tracer_inline"
+ALL_KEYS = "cassette, match, order, ignore, hosts, secrets, allow, warn, autolog, run_tracer_inline"
 ALL_KINDS = "missing, unused, uncounted, uncalled, usage, orphans, unpriced, network, export, empty"
 
 

@@ -21,7 +21,7 @@ from pytest_agenttrace.ignoring import NOTHING_IGNORED, Ignore
 from pytest_agenttrace.network import Refusal, allowed, guarded
 from pytest_agenttrace.replay.adopting import Adopter
 from pytest_agenttrace.replay.arranging import Kept
-from pytest_agenttrace.replay.cassette import scrub_uri, shown_path
+from pytest_agenttrace.replay.cassette import Interaction, scrub_uri, shown_path
 from pytest_agenttrace.replay.credentials import dummy_credentials, dummy_sent, token_reply
 from pytest_agenttrace.replay.faults import Fault, Faults, Unreached
 from pytest_agenttrace.replay.filters import Filters
@@ -40,8 +40,9 @@ from pytest_agenttrace.replay.misses import AGAIN, FIRST, GO_ON, LIMIT, Cassette
 from pytest_agenttrace.replay.orders import Gate
 from pytest_agenttrace.replay.others import OtherCall, Others, host_of
 from pytest_agenttrace.replay.recorder import Mode, Recorder, Shares, partial_path
-from pytest_agenttrace.replay.recording import google, loopback, read_body, read_exchange, without_keys
+from pytest_agenttrace.replay.recording import google, loopback, read_body, read_exchange
 from pytest_agenttrace.replay.retries import RecordedReplies, no_waiting
+from pytest_agenttrace.replay.scrubbing import Scrubber, project_of, without_keys
 from pytest_agenttrace.replay.spending import Spending
 from pytest_agenttrace.replay.upstream import Unscripted, Upstream, ask, check_replaceable
 from pytest_agenttrace.threads import THREADS, caller
@@ -61,7 +62,8 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How a cassette is opened. `order` is "shuffle" or "shuffle:SEED", None for as it comes; `command` is what a miss
+    """How a cassette is opened. `order` is "shuffle" or "shuffle:SEED", None for as it comes; `secrets` are
+    regular expressions for what is not written; `command` is what a miss
     tells the user to run (its option is added); `shares` how tests that share the cassette record it, None for one
     test's own; `late` is told what threads of ended tests ask for; `price` gives the USD of a call, and `spending`
     limits their sum."""
@@ -71,6 +73,7 @@ class Opening:
     ignore: Ignore = NOTHING_IGNORED
     hosts: Sequence[str] = ()
     order: str | None = None
+    secrets: Sequence[str] = ()
     filters: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     shares: Shares | None = None
@@ -334,7 +337,7 @@ class GeminiCassette:
         if begun is not None:
             self._recorder.replayed(Kept(number, entry.interaction, asking, begun.at, time.perf_counter()))
         if self.mode == "adopt" and entry.request.digest() != asked.digest():
-            self._adopter.adopt(entry, read_exchange(self._filters.asked(request), entry.response(), entry.duration))
+            self._adopter.adopt(entry, self._read(self._filters.asked(request), entry.response(), entry.duration))
         return entry.response() if fault is None else deliver(fault, entry.response())
 
     def _stand_in(
@@ -419,7 +422,7 @@ class GeminiCassette:
             return
         asking, duration = caller(), time.perf_counter() - begun.at
         interaction = dataclasses.replace(
-            read_exchange(*filtered, duration if endpoint is not None else None),
+            self._read(*filtered, duration if endpoint is not None else None),
             node=asking.node,
             teardown=self.after_body,
         )
@@ -562,7 +565,16 @@ class GeminiCassette:
         body = read_body(filtered)
         # Recorded without the keys in it.
         body = without_keys(decode_body(body)) if parse_endpoint(request.uri) is None else body
-        return read_request(filtered.method, filtered.uri, body)
+        asked = read_request(filtered.method, filtered.uri, body)
+        if self._recordings.holds(asked):
+            return asked
+        # It may have been recorded with a secret in it.
+        scrubber = Scrubber(self._opening.secrets, project_of(filtered.uri))
+        uri, clean = scrubber.text(filtered.uri), scrubber.body(body)
+        return asked if (uri, clean) == (filtered.uri, body) else read_request(filtered.method, uri, clean)
+
+    def _read(self, request: Any, response: Mapping[str, Any], duration: float | None) -> Interaction:
+        return read_exchange(request, response, duration, self._opening.secrets)
 
     def _refuse_channel(self, host: str) -> NoReturn:
         asking, number = caller(), self._next()

@@ -6,17 +6,18 @@ Beside the model's exchanges those with the hosts a user names (`hosts`): their 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pytest_agenttrace.replay.cassette import SECRET_PARAMETERS, Interaction, reply_time, scrub_uri
 from pytest_agenttrace.replay.matching import api_path, plain_reply
+from pytest_agenttrace.replay.scrubbing import REDACTED, Scrubber, keys_in, project_of, without_keys
 from pytest_agenttrace.replay.upstream import SCRIPTED
 from pytest_agenttrace.wire import decode_body, parse_endpoint
 
@@ -28,7 +29,6 @@ __all__ = [
     "packages",
     "read_body",
     "read_exchange",
-    "without_keys",
 ]
 
 GEMINI = "https://generativelanguage.googleapis.com"
@@ -40,12 +40,6 @@ _SECRET_HEADERS = frozenset(
         *("api-key", "apikey", "x-api-key", "x-auth-token", "x-subscription-token", "ocp-apim-subscription-key"),
     }
 )
-# Members of a body, JSON or form, that carry a key to a service that is not the model's.
-_SECRET_MEMBERS = frozenset(
-    {"api_key", "apikey", "access_token", "client_secret", "refresh_token", "password", "secret", "token"}
-)
-_REDACTED = "REDACTED"
-_JSON_DEPTH = 100
 # Shorter values are no real keys; replacing them would tear words out of texts.
 _SECRET_LENGTH = 20
 
@@ -66,25 +60,31 @@ def read_body(request: Any) -> bytes:
     return repr(body).encode()
 
 
-def read_exchange(request: Any, response: Mapping[str, Any], duration: float | None) -> Interaction:
-    """An exchange as it is written, without the keys it carries."""
+def read_exchange(
+    request: Any, response: Mapping[str, Any], duration: float | None, patterns: Sequence[str] = ()
+) -> Interaction:
+    """An exchange as it is written, without what is secret in it; `patterns` are the user's own regular expressions."""
     body, reply = (
         decode_body(read_body(request)),
         plain_reply(response["body"].get("string") or b"", response["headers"]),
     )
     secrets = _secrets(request)
     if parse_endpoint(request.uri) is None:
-        secrets += _long(_keys_in(body))
+        secrets += _long(keys_in(body))
         body = without_keys(body)
+    scrubber = Scrubber(patterns, project_of(request.uri))
     return Interaction(
         method=request.method.upper(),
-        uri=_stored_uri(request.uri),
-        body=_without(body, secrets),
+        uri=scrubber.text(_stored_uri(request.uri)),
+        body=scrubber.body(_without(body, secrets)),
         status=response["status"]["code"],
-        reply=_without(reply, secrets),
-        reason=response["status"]["message"] or "",
-        request_headers={name: [str(value)] for name, value in request.headers.items()},
-        reply_headers={name: _reply_header(name, values, secrets) for name, values in response["headers"].items()},
+        reply=scrubber.body(_without(reply, secrets)),
+        reason=scrubber.text(response["status"]["message"] or ""),
+        request_headers={name: [scrubber.text(str(value))] for name, value in request.headers.items()},
+        reply_headers={
+            name: list(map(scrubber.text, _reply_header(name, values, secrets)))
+            for name, values in response["headers"].items()
+        },
         recorded=reply_time(response["headers"]) or datetime.now(UTC).replace(microsecond=0),
         duration=duration,
     )
@@ -110,61 +110,8 @@ def _long(values: Sequence[str]) -> list[str]:
 
 def _without(body: bytes, secrets: Sequence[str]) -> bytes:
     for secret in secrets:
-        body = body.replace(secret.encode(), _REDACTED.encode())
+        body = body.replace(secret.encode(), REDACTED.encode())
     return body
-
-
-def _pairs(body: bytes) -> list[tuple[str, str]]:
-    """The fields of a form; nothing where a body is none."""
-    with suppress(ValueError):
-        return parse_qsl(body.decode("ascii"), keep_blank_values=True, strict_parsing=True)
-    return []
-
-
-def _json(body: bytes) -> Any:
-    with suppress(ValueError, RecursionError):
-        return json.loads(body)
-    return None
-
-
-def without_keys(body: bytes) -> bytes:
-    """A body to a service that is not the model's, its keys blacked out by the names of their members (`api_key`,
-    `token`, ...). The same body where it has none. Both sides of a match are compared like this."""
-    content = _json(body)
-    if _keys_in(body) and content is not None:
-        return json.dumps(_blackened(content, 0), ensure_ascii=False).encode("utf-8", "surrogatepass")
-    if _keys_in(body):
-        return urlencode([(n, _REDACTED if _is_key(n, v) else v) for n, v in _pairs(body)]).encode()
-    return body
-
-
-def _keys_in(body: bytes) -> list[str]:
-    content = _json(body)
-    if content is None:
-        return [value for name, value in _pairs(body) if _is_key(name, value)]
-    return list(_keys_of(content, 0))
-
-
-def _is_key(name: str, value: Any) -> bool:
-    return isinstance(value, str) and name.lower().replace("-", "_") in _SECRET_MEMBERS
-
-
-def _keys_of(content: Any, depth: int) -> Iterator[str]:
-    if depth > _JSON_DEPTH:
-        return
-    if isinstance(content, dict):
-        yield from (value for name, value in content.items() if _is_key(name, value))
-        content = list(content.values())
-    for inner in content if isinstance(content, list) else []:
-        yield from _keys_of(inner, depth + 1)
-
-
-def _blackened(content: Any, depth: int) -> Any:
-    if depth > _JSON_DEPTH:
-        return content
-    if isinstance(content, dict):
-        return {n: _REDACTED if _is_key(n, v) else _blackened(v, depth + 1) for n, v in content.items()}
-    return [_blackened(inner, depth + 1) for inner in content] if isinstance(content, list) else content
 
 
 def _stored_uri(uri: str) -> str:

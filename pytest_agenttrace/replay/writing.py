@@ -16,6 +16,7 @@ import yaml
 
 from pytest_agenttrace.replay.cassette import FORMAT, VERSION, Interaction, reply_time, scrub_uri
 from pytest_agenttrace.replay.reading import fail
+from pytest_agenttrace.replay.scrubbing import find_secret
 from pytest_agenttrace.wire import canonical_body
 
 __all__ = ["check_writable", "save_cassette"]
@@ -136,6 +137,18 @@ def _facts(interaction: Interaction) -> _Line:
 _texts: dict[int, tuple[Interaction, str]] = {}
 
 
+def _clean_text(path: Path, number: int, interaction: Interaction) -> str:
+    """As `_text`, looked through again: nothing that looks like a secret is written."""
+    known = _texts.get(id(interaction))
+    text = _text(interaction)
+    if (known is None or known[0] is not interaction) and (secret := find_secret(text)) is not None:
+        _texts.pop(id(interaction), None)
+        where = f"exchange {number}" + (f" of node {interaction.node}" if interaction.node else "")
+        out = "Nothing was written. A regular expression for it goes into secrets=[...] of agent_trace."
+        fail(path, f"{where} would hold what looks like a secret: {secret}", out=out)
+    return text
+
+
 def _text(interaction: Interaction) -> str:
     """One exchange as it stands in the file's list."""
     kept = _texts.get(id(interaction))
@@ -162,7 +175,7 @@ def check_writable(path: Path) -> None:
 def save_cassette(path: Path, interactions: Iterable[Interaction], meta: Mapping[str, Any]) -> None:
     """Write a cassette whole or not at all. `meta` goes into the `agenttrace` mapping, behind `format`."""
     head = _dumped({"version": VERSION, "agenttrace": {"format": FORMAT, **meta}})
-    listed = "".join(map(_text, interactions))
+    listed = "".join(_clean_text(path, number, found) for number, found in enumerate(interactions, 1))
     text = f"{head}interactions:\n{listed}" if listed else f"{head}interactions: []\n"
     # A link stays a link: what it points at is replaced.
     target = Path(os.path.realpath(path))

@@ -1,0 +1,284 @@
+"""What is secret in an exchange, and what stands for it in a cassette.
+
+Known by its shape (keys of well-known services, tokens, private keys), by the name it goes under (`api_key`,
+`password`, ...), as the value of an environment variable, as a Google Cloud project, or by a regular expression of the
+user's. A secret that an event stream sends in two pieces is not seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlencode, urlsplit
+
+from pytest_agenttrace.environment import DUMMY_KEY
+
+__all__ = ["REDACTED", "Scrubber", "find_secret", "keys_in", "project_of", "without_keys"]
+
+REDACTED = "REDACTED"
+# Members of a body, JSON or form, that carry a key to a service that is not the model's.
+_SECRET_MEMBERS = frozenset(
+    {"api_key", "apikey", "access_token", "client_secret", "refresh_token", "password", "secret", "token"}
+)
+_JSON_DEPTH = 100
+
+# Variables of the environment that hold secrets, by the ends of their names.
+_VARIABLES = ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "CREDENTIALS")
+# Shorter values, and words shorter than the second, are torn out of texts that mean something else.
+_SHORTEST, _SHORTEST_WORD = 8, 16
+
+# A secret begins where a word does, or behind an escape of JSON or of a URL.
+_START = r"(?:(?<![A-Za-z0-9_-])|(?<=\\[nrtbf])|(?<=\\u[0-9a-fA-F]{4})|(?<=%[0-9A-Fa-f]{2}))"
+_DIGIT = r"(?=[\w.~+/=-]*\d)"
+# What must be there for a pattern to be looked for, and the pattern: it is slow where the text is not.
+_SHAPES: tuple[tuple[str, str], ...] = (
+    ("AIza", _START + r"AIza[\w-]{30,}"),
+    ("ya29.", _START + r"ya29\.[\w.-]{8,}"),
+    ("1//0", _START + r"1//0[\w-]{20,}"),
+    ("GOCSPX-", _START + r"GOCSPX-[\w-]{20,}"),
+    ("eyJ", _START + r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"),
+    ("sk-", _START + rf"sk-{_DIGIT}[\w-]{{20,}}"),
+    ("gh", _START + r"gh[pousr]_[A-Za-z0-9]{20,}"),
+    ("github_pat_", _START + r"github_pat_\w{20,}"),
+    ("glpat-", _START + r"glpat-[\w-]{20,}"),
+    ("xox", _START + r"xox[abeoprs]-[\w-]{10,}"),
+    ("AKIA", _START + r"AKIA[A-Z0-9]{16}\b"),
+    ("ASIA", _START + r"ASIA[A-Z0-9]{16}\b"),
+    ("hf_", _START + r"hf_[A-Za-z0-9]{30,}"),
+    ("lsv2_", _START + r"lsv2_(?:pt|sk)_\w{20,}"),
+    ("tvly-", _START + rf"tvly-{_DIGIT}[\w-]{{16,}}"),
+    (
+        "PRIVATE KEY-----",
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:(?!-----END)[^\"])*(?:-----END [A-Z ]*PRIVATE KEY-----)?",
+    ),
+    (".iam.gserviceaccount.com", r"(?<![\w.-])[\w.-]+@[\w.-]+\.iam\.gserviceaccount\.com"),
+)
+# The second group goes. A name in quotes, then its value: in JSON, in JSON inside of a text, in Python's notation.
+_SURE = (
+    r"x-goog-api-key|(?:x-)?api[_-]?key|access[_-]?token|refresh[_-]?token|id[_-]?token|auth[_-]?token|client[_-]?secret"
+    r"|private[_-]?key(?:[_-]id)?|passwd|password"
+)
+_NAME = rf"((?:\b|_)(?:{_SURE})\\*[\"']\s*:\s*"
+_SURE_MARKS = ("key", "token", "secret", "passw")
+_NAMED: tuple[tuple[tuple[str, ...], str], ...] = (
+    (_SURE_MARKS, rf"(?i){_NAME}\")((?:[^\"\\\n]|\\.){{6,}})(?=\")"),
+    (_SURE_MARKS, rf"(?i){_NAME}')((?:[^'\\\n]|\\.){{6,}})(?=')"),
+    (_SURE_MARKS, rf"(?i){_NAME}(?P<open>\\+[\"']))([^\n]{{6,}}?)(?<!\\)(?=(?P=open))"),
+    # Words that mean other things as well.
+    (
+        ("token", "secret", "authorization", "cookie"),
+        r"(?i)([\"'](?:token|secret|authorization|cookie)\\*[\"']\s*:\s*\\*[\"'])"
+        + rf"({_DIGIT}(?=[\d_.~+/=-]*[A-Za-z])[\w.~+/=-]{{12,}})",
+    ),
+    (
+        ("key", "token", "secret", "password"),
+        rf"(?i)((?:[?&;]|\b)(?:{_SURE})=)([^\s&;\"'\\<>]{{8,}})",
+    ),
+    (("key=", "token="), r"(?i)([?&](?:\w+[_-])?(?:key|token)=)([^\s&;\"'\\<>]{8,})"),
+    (("bearer ", "basic "), rf"(?i)(\b(?:bearer|basic) ){_DIGIT}([\w.~+/=-]{{16,}})"),
+    (
+        ("x-goog-api-key", "authorization", "cookie"),
+        r"(?i)(\b(?:x-goog-api-key|authorization|(?:set-)?cookie): ?)([^\s\"'\\][^\n\"'\\]{7,})",
+    ),
+    (("://",), r"(://)([^/\s:@\"'\\]+:[^/\s@\"'\\]+)(?=@)"),
+    (("projects/",), r"(\bprojects/)((?!REDACTED)[^/\s\"'\\]+)(?=/locations/)"),
+    (("service_account",), r"(?i)(project_id\\*[\"']\s*:\s*\\*[\"'])([^\"'\\]+)"),
+)
+# A piece of a URL or of a form with escapes in it.
+_PERCENT = re.compile(r"(?<![^\s\"'\\&=?;<>/%])[^\s\"'\\&=?;<>/%]*(?:%[0-9A-Fa-f]{2}[^\s\"'\\&=?;<>/%]*)+")
+_PROJECT = re.compile(r"/projects/([^/]+)/locations/")
+# Rules of their own for what is about to be written: no marks, no starts, no lengths in between.
+_LEFT = re.compile(
+    r"(?<![A-Za-z0-9+/])(?:AIza[\w-]{35}(?![\w-])|ya29\.[\w-]{20,}|GOCSPX-[\w-]{28}|eyJ[\w-]{15,}\.eyJ[\w-]{15,}"
+    r"|ghp_[A-Za-z0-9]{36}|AKIA[A-Z0-9]{16}(?![A-Z0-9]))|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+
+
+def project_of(uri: str) -> str | None:
+    """The Google Cloud project in a URL of Vertex AI."""
+    found = _PROJECT.search(urlsplit(uri).path)
+    return unquote(found[1]) if found is not None else None
+
+
+def _values(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What variables of the environment hold that is secret, longest first."""
+    named = {environ[name] for name in list(environ) if name.upper().endswith(_VARIABLES)}
+    return tuple(sorted((value.strip() for value in named if _is_secret(value.strip())), key=len, reverse=True))
+
+
+def _is_secret(value: str) -> bool:
+    if value == DUMMY_KEY or len(value) < _SHORTEST or value.startswith(("/", "~", "./")):
+        return False
+    return len(value) >= _SHORTEST_WORD or not value.isalpha()
+
+
+@lru_cache(maxsize=16)
+def _forms(values: tuple[str, ...]) -> tuple[str, ...]:
+    """As values stand in JSON, in URLs, in forms and in base64."""
+    forms: dict[str, None] = {}
+    for value in values:
+        escaped = (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
+        packed = b64encode(value.encode("utf-8", "surrogatepass")).decode().rstrip("=")
+        safe = value.encode("utf-8", "replace").decode()
+        forms |= dict.fromkeys(
+            (value, *escaped, json.dumps(escaped[0])[1:-1], quote(safe, safe=""), quote_plus(safe), packed)
+        )
+    return tuple(sorted(forms, key=len, reverse=True))
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+class Scrubber:
+    """Takes the secrets out of one exchange. `patterns` are regular expressions, `project` a Google Cloud project."""
+
+    def __init__(
+        self, patterns: Sequence[str] = (), project: str | None = None, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        self._patterns = patterns
+        self._forms = _forms(_values(environ))
+        known = project is not None and project != REDACTED and len(project) >= _SHORTEST - 2
+        self._project = re.compile(rf"(?<![\w-]){re.escape(project)}(?![\w-])") if project and known else None
+
+    def text(self, text: str) -> str:
+        """The text with `REDACTED` for each secret; the same text where there is none."""
+        text = self._plain(text)
+        return _PERCENT.sub(self._decoded, text) if "%" in text else text
+
+    def _decoded(self, found: re.Match[str]) -> str:
+        """A piece of a URL or of a form, where it hides a secret behind its escapes."""
+        for decode in (unquote, unquote_plus):
+            plain = decode(found[0])
+            clean = self._plain(plain)
+            if clean != plain:
+                return quote(clean, safe="")
+        return found[0]
+
+    def _plain(self, text: str) -> str:
+        for form in self._forms:
+            text = text.replace(form, REDACTED) if form in text else text
+        for mark, pattern in _SHAPES:
+            text = _compiled(pattern).sub(REDACTED, text) if mark in text else text
+        lower = text.lower()
+        for marks, pattern in _NAMED:
+            if any(mark in lower for mark in marks):
+                text = _compiled(pattern).sub(_blacked, text)
+        if self._project is not None:
+            text = self._project.sub(REDACTED, text)
+        for pattern in self._patterns:
+            text = _compiled(pattern).sub(REDACTED, text)
+        return text
+
+    def body(self, body: bytes) -> bytes:
+        """A body without its secrets; the same object where there is none. What is no text is searched as it is."""
+        if not body:
+            return body
+        coding, errors = "utf-8", "surrogatepass"
+        try:
+            text = body.decode(coding, errors)
+        except UnicodeDecodeError:
+            coding, errors = "latin-1", "replace"
+            for form in self._forms:
+                packed = form.encode("utf-8", errors)
+                body = body.replace(packed, REDACTED.encode()) if packed in body else body
+            text = body.decode(coding)
+        clean = self._escaped(self.text(text))
+        return body if clean == text else clean.encode(coding, errors)
+
+    def _escaped(self, text: str) -> str:
+        """JSON and event streams that hide a secret behind escapes nobody needs."""
+        if "\\u00" not in text and "\\/" not in text:
+            return text
+        with suppress(ValueError, RecursionError):
+            return self._said_plainly(text)
+        return "".join(
+            head + self._line(line) if (head := line[: len(line) - len(line.removeprefix("data:"))]) else line
+            for line in text.splitlines(keepends=True)
+        )
+
+    def _line(self, line: str) -> str:
+        content = line.removeprefix("data:")
+        with suppress(ValueError, RecursionError):
+            clean = self._said_plainly(content)
+            return content if clean == content else f" {clean}{content[len(content.rstrip()) :]}"
+        return content
+
+    def _said_plainly(self, text: str) -> str:
+        plain = json.dumps(json.loads(text), ensure_ascii=False)
+        clean = self.text(plain)
+        return text if clean == plain else clean
+
+
+def _blacked(found: re.Match[str]) -> str:
+    """The first group stays, the last one goes."""
+    return found[0] if found[found.re.groups] == REDACTED else f"{found[1]}{REDACTED}"
+
+
+def find_secret(text: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """What looks like a secret in a text that is about to be written, by its first characters; None is well."""
+    found = _LEFT.search(text)
+    if found is not None:
+        return f"{found[0][:4]}..."
+    left = next((value for value in _values(environ) if value in text), None)
+    return f"{left[:2]}..., the value of an environment variable" if left is not None else None
+
+
+def _json(body: bytes) -> Any:
+    with suppress(ValueError, RecursionError):
+        return json.loads(body)
+    return None
+
+
+def _pairs(body: bytes) -> list[tuple[str, str]]:
+    """The fields of a form; nothing where a body is none."""
+    with suppress(ValueError):
+        return parse_qsl(body.decode("ascii"), keep_blank_values=True, strict_parsing=True)
+    return []
+
+
+def without_keys(body: bytes) -> bytes:
+    """A body to a service that is not the model's, its keys blacked out by the names of their members (`api_key`,
+    `token`, ...). The same body where it has none. Both sides of a match are compared like this."""
+    content = _json(body)
+    if keys_in(body) and content is not None:
+        return json.dumps(_blackened(content, 0), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    if keys_in(body):
+        return urlencode([(n, REDACTED if _is_key(n, v) else v) for n, v in _pairs(body)]).encode()
+    return body
+
+
+def keys_in(body: bytes) -> list[str]:
+    content = _json(body)
+    if content is None:
+        return [value for name, value in _pairs(body) if _is_key(name, value)]
+    return list(_keys_of(content, 0))
+
+
+def _is_key(name: str, value: Any) -> bool:
+    return isinstance(value, str) and name.lower().replace("-", "_") in _SECRET_MEMBERS
+
+
+def _keys_of(content: Any, depth: int) -> Iterator[str]:
+    if depth > _JSON_DEPTH:
+        return
+    if isinstance(content, dict):
+        yield from (value for name, value in content.items() if _is_key(name, value))
+        content = list(content.values())
+    for inner in content if isinstance(content, list) else []:
+        yield from _keys_of(inner, depth + 1)
+
+
+def _blackened(content: Any, depth: int) -> Any:
+    if depth > _JSON_DEPTH:
+        return content
+    if isinstance(content, dict):
+        return {n: REDACTED if _is_key(n, v) else _blackened(v, depth + 1) for n, v in content.items()}
+    return [_blackened(inner, depth + 1) for inner in content] if isinstance(content, list) else content
