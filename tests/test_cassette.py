@@ -212,7 +212,11 @@ def test_what_is_no_cassette_is_one_clear_line(name: str, here: Path) -> None:
     (here / "bad.yaml").write_bytes(content)
     with pytest.raises(CassetteError) as caught:
         load_cassette(here / "bad.yaml")
-    assert str(caught.value) == f"{message}. {UPGRADE if 'this version' in message else RESTORE}"
+    # Where libyaml 0.2.6 and later meet their own limit.
+    said = str(caught.value).replace(
+        "bad.yaml:1:1003: not a YAML cassette: nested", "bad.yaml:1:203: not a YAML cassette: nested"
+    )
+    assert said == f"{message}. {UPGRADE if 'this version' in message else RESTORE}"
     assert (here / "bad.yaml").read_bytes() == content
 
 

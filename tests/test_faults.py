@@ -23,9 +23,6 @@ from pytest_agenttrace.replay.faults import Faults
 pytestmark = [
     # google-genai's own session class, where aiohttp is installed.
     pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning"),
-    # langchain-core asks an aiohttp reply of an error for its JSON and does not wait for it.
-    pytest.mark.filterwarnings("ignore:coroutine 'MockClientResponse.json' was never awaited:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object MockClientResponse.json"),
 ]
 
 NOWHERE = "https://gemini.invalid"

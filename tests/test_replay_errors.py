@@ -28,9 +28,6 @@ STREAM = "/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse"
 pytestmark = [
     # google-genai's own session class, where aiohttp is installed.
     pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning"),
-    # langchain-core asks an aiohttp reply of an error for its JSON and does not wait for it.
-    pytest.mark.filterwarnings("ignore:coroutine 'MockClientResponse.json' was never awaited:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object MockClientResponse.json"),
 ]
 STATUS = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 503: "UNAVAILABLE"}
 # What langchain-google-genai makes of a status; before 4.3 one class for all the client's errors.

@@ -21,6 +21,7 @@ __all__ = ["CassetteError", "Checked", "Document", "fail", "kind_of", "read_docu
 RESTORE: Final = "Restore the file, or delete it and record again with --agenttrace-record."
 # Mappings and lists inside each other. Bodies stored as objects are the deepest, with some 20.
 _DEPTH: Final = 200
+_TOO_DEEP: Final = f"nested more than {_DEPTH} deep"
 # Characters that aliases may add to a file's own; one reply repeated a hundred times is a megabyte.
 _REPEATED: Final = 10_000_000
 _SPECIAL = (
@@ -234,7 +235,10 @@ class _Composer:
     def _refuse(self, error: yaml.MarkedYAMLError) -> NoReturn:
         mark = error.problem_mark or error.context_mark
         place = (mark.line + 1, mark.column + 1) if mark is not None else (None, None)
-        fail(self.path, f"not a YAML cassette: {error.problem or error.context}", *place)
+        problem = error.problem or error.context
+        # libyaml's own limit is met first where it looks far ahead.
+        problem = _TOO_DEEP if problem == "exceeded maximum nesting depth" else problem
+        fail(self.path, f"not a YAML cassette: {problem}", *place)
 
     def _refuse_at(self, mark: Any, problem: str) -> NoReturn:
         fail(self.path, f"not a YAML cassette: {problem}", mark.line + 1, mark.column + 1)
@@ -253,7 +257,7 @@ class _Composer:
                 stack[-1][1].append(node)
                 stack.append((node, []))
                 if len(stack) > _DEPTH:
-                    self._refuse_at(event.start_mark, f"nested more than {_DEPTH} deep")
+                    self._refuse_at(event.start_mark, _TOO_DEEP)
             else:
                 node, parts = stack.pop()
                 node.value = list(zip(parts[::2], parts[1::2], strict=True)) if node.id == "mapping" else parts

@@ -256,6 +256,7 @@ def without_keys(body: bytes) -> bytes:
 
 
 def keys_in(body: bytes) -> list[str]:
+    """What stands under the names of keys in a body to a service that is not the model's."""
     content = _json(body)
     if content is None:
         return [value for name, value in _pairs(body) if _is_key(name, value)]
