@@ -80,9 +80,16 @@ def faults(server: GeminiServer) -> None:
     server.reply(Reply("".join(sail), usage=tokens(80, 138, 300), chunks=sail), node="write", model="gemini-2.5-flash")
 
 
+def racing_branches(server: GeminiServer) -> None:
+    server.reply(Reply("It is light that pushes, not wind.", usage=tokens(19, 11, 120)), node="facts")
+    server.reply(Reply("Say what pushes first.", usage=tokens(17, 6, 64)), node="style")
+    revised = "A solar sail is pushed by light. It needs no fuel."
+    server.reply(Reply(revised, usage=tokens(33, 13, 88)), node="edit")
+
+
 SCRIPTS: dict[str, Callable[[GeminiServer], None]] = {
     script.__name__: script
-    for script in (two_nodes, tool_loop, parallel_branches, loop_with_budget, async_nodes, faults)
+    for script in (two_nodes, tool_loop, parallel_branches, loop_with_budget, async_nodes, faults, racing_branches)
 }
 # Tests of `faults`; the others would leave the reply unasked for.
 ASK_A_SECOND_MODEL = ("test_no_candidates", "test_a_reply_that_ends_early")
@@ -90,6 +97,8 @@ ASK_A_SECOND_MODEL = ("test_no_candidates", "test_a_reply_that_ends_early")
 
 @pytest.fixture(autouse=True)
 def scripted(request: pytest.FixtureRequest, gemini_server: GeminiServer) -> None:
+    if request.node.name.startswith("test_any_order"):
+        pytest.skip("replays what another test records")
     SCRIPTS[request.path.parent.name](gemini_server)
     if request.node.name.startswith(ASK_A_SECOND_MODEL):
         second = Reply("Solar sails are pushed by light.", usage=tokens(80, 90))
