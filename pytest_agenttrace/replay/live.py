@@ -36,7 +36,7 @@ from pytest_agenttrace.replay.matching import (
     read_recordings,
     read_request,
 )
-from pytest_agenttrace.replay.misses import AGAIN, FIRST, GO_ON, LIMIT, CassetteMiss, Miss, word_miss
+from pytest_agenttrace.replay.misses import AGAIN, FIRST, GO_ON, LIMIT, SHUFFLED, CassetteMiss, Miss, word_miss
 from pytest_agenttrace.replay.orders import Gate
 from pytest_agenttrace.replay.others import OtherCall, Others, host_of
 from pytest_agenttrace.replay.recorder import Mode, Recorder, Shares, partial_path
@@ -557,8 +557,8 @@ class GeminiCassette:
             said = [str(asked), "other requests to this host were recorded, this one was not"]
             return word_miss(asking, number, None, "no recorded reply", None, said, AGAIN, self._command())
         nearest, evidence = self._recordings.nearest(asked)
-        said = [str(asked), *evidence]
-        return word_miss(asking, number, asked.endpoint, "no recorded reply", nearest, said, AGAIN, self._command())
+        said, advice = [str(asked), *evidence], AGAIN if self.gate is None else SHUFFLED
+        return word_miss(asking, number, asked.endpoint, "no recorded reply", nearest, said, advice, self._command())
 
     def _asked(self, request: Any) -> Request:
         filtered = self._filters.asked(request)

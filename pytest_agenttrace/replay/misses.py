@@ -12,6 +12,10 @@ from pytest_agenttrace.calls import Caller, Endpoint
 __all__ = ["CassetteMiss", "Miss", "word_miss"]
 
 AGAIN = "If the prompt changed on purpose, record again:"
+SHUFFLED = (
+    "Replies were shuffled. Where it passes without order=..., the prompt depends on which branch was first:\n"
+    "  keep in the graph's state what branches hand on. Where it does not, record again:"
+)
 FIRST = "Record it:"
 GO_ON = "Raise the limit, and go on from what was recorded:"
 LIMIT = "not asked: it would pass the limit of --agenttrace-record-limit"
