@@ -31,7 +31,7 @@ from langgraph.types import Send
 
 def llm(**options):
     nowhere = {"base_url": "https://nowhere.invalid/proxy"}
-    return ChatGoogleGenerativeAI(model="gemini-2.5-flash", **(nowhere | options))
+    return ChatGoogleGenerativeAI(**({"model": "gemini-2.5-flash"} | nowhere | options))
 
 
 MODEL = llm()
@@ -133,10 +133,10 @@ from pathlib import Path
 
 import pytest
 from app import (
-    MODEL, agent, async_graph, by_httpx, fan_out, llm, nested, streaming_graph, sync_graph, web_search,
+    MODEL, agent, async_graph, by_httpx, fan_out, lined, llm, nested, streaming_graph, sync_graph, web_search,
 )
 
-from pytest_agenttrace import ErrorReply, Reply
+from pytest_agenttrace import ErrorReply, Fault, Reply
 
 SAILS = {"topic": "sails"}
 
@@ -236,6 +236,25 @@ def test_errors_are_tried_again_without_a_wait(agent_trace, gemini_server):
     assert sync_graph().invoke(SAILS)["text"] == "Done."
     assert time.monotonic() - began < 1.5
     assert [call.status for call in agent_trace.calls] == [503, 503, 503, 200, 200]
+
+
+def test_each_model_says_its_own(agent_trace, gemini_server):
+    gemini_server.reply(Reply("Light has momentum."), model="gemini-2.5-pro")
+    gemini_server.reply(Reply("Done."), model="gemini-2.5-flash")
+    graph = lined(
+        lambda state: {"facts": llm(model="gemini-2.5-pro").invoke("Facts").text},
+        lambda state: {"text": MODEL.invoke(f"Write about {state['facts']}").text},
+    )
+    assert graph.invoke(SAILS)["text"] == "Done."
+    assert [call.model for call in agent_trace.calls] == ["gemini-2.5-pro", "gemini-2.5-flash"]
+
+
+def test_a_fault_in_front_of_the_script(agent_trace, gemini_server, gemini_cassette):
+    script(gemini_server)
+    gemini_cassette.fault(Fault.status(503), node="research", times=2)
+    check(sync_graph().invoke(SAILS), agent_trace)
+    assert [call.status for call in agent_trace.calls] == [503, 503, 200, 200]
+    assert [call.injected is not None for call in agent_trace.calls] == [True, True, False, False]
 
 
 def test_alone_and_with_a_key(gemini_server, gemini_cassette, monkeypatch):
@@ -432,13 +451,13 @@ def test_every_graph_is_recorded_and_replayed(sessions: Sessions) -> None:
     recorded, replayed = (outcomes(found, "test_passing") for found in (sessions.reports, sessions.replayed.reports))
     assert set(recorded.values()) == {"passed"}, sessions.recorded.out
     assert recorded == replayed, sessions.replayed.out
-    assert len(recorded) == 14
+    assert len(recorded) == 16
     assert sessions.replayed.code == 0
 
 
 def test_the_replayed_trace_is_the_recorded_one(sessions: Sessions) -> None:
     recorded, replayed = facts(sessions.folder, "recorded"), facts(sessions.folder, "replayed")
-    assert len(recorded) == 11
+    assert len(recorded) == 13
     assert recorded == replayed
     assert recorded["test_linear"]["calls"] == [
         ["research", "gemini-2.5-flash:generateContent", 200],
