@@ -24,7 +24,9 @@ from pytest_agenttrace.wire import parse_endpoint
 __all__ = ["Gate", "gated", "seed_of"]
 
 # Seconds without a new request after which the next one is let go: where all have asked, and where that is not known.
-_SETTLED, _UNKNOWN = 0.002, 0.04
+_SETTLED, _UNKNOWN = 0.005, 0.04
+# How often that is begun anew where the machine is so busy that whoever was to ask may not have had its turn.
+_PATIENCE = 20
 # Rounds of an event loop in which every task that can run has run.
 _ROUNDS = 25
 
@@ -54,6 +56,7 @@ class Gate:
         self._moved = threading.Condition()
         self._waiting: list[_Ticket] = []
         self._since = time.monotonic()
+        self._patience = _PATIENCE
 
     def enter(self) -> None:
         """Wait, in a thread."""
@@ -63,8 +66,10 @@ class Gate:
                 left = self._left()
                 if left <= 0:
                     self._release()
-                else:
-                    self._moved.wait(left)
+                    continue
+                begun = time.monotonic()
+                if not self._moved.wait(left) and time.monotonic() > begun + 2 * left + _SETTLED / 5:
+                    self._delayed()
 
     async def enter_async(self) -> None:
         """Wait, in a task: others run meanwhile."""
@@ -92,7 +97,13 @@ class Gate:
         known = THREADS.busy <= threads
         return self._since + (_SETTLED if known else _UNKNOWN) - time.monotonic()
 
+    def _delayed(self) -> None:
+        if self._patience > 0:
+            self._patience -= 1
+            self._since = time.monotonic()
+
     def _release(self) -> None:
+        self._patience = _PATIENCE
         ranked = sorted(self._waiting, key=lambda ticket: ticket.rank)
         chosen = ranked[self._chance.randrange(len(ranked))]
         chosen.free = True
