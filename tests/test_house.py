@@ -22,7 +22,7 @@ FLOORS = (
     ("store", "replay", "prices", "budget", "reconcile", "forest", "gemini_server"),
     # Behind the store and behind replay.
     ("store.exporter", "store.redirect", "store.spans", "replay.live"),
-    ("store.database", "replay.recorder", "replay.filters", "replay.others", "replay.orders"),
+    ("store.database", "replay.recorder", "replay.filters", "replay.others", "replay.orders", "replay.purse"),
     ("replay.adopting", "replay.arranging", "replay.injecting"),
     ("replay.recording", "replay.writing"),
     ("replay.scrubbing",),

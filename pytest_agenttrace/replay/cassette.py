@@ -33,10 +33,6 @@ __all__ = [
 
 VERSION = 1
 FORMAT = 1
-# Headers that are written; all others stay out, keys and cookies among them.
-REQUEST_HEADERS = frozenset({"content-type"})
-# The last two lead a client through an upload.
-REPLY_HEADERS = frozenset({"content-type", "date", "retry-after", "x-goog-upload-url", "x-goog-upload-status"})
 SECRET_PARAMETERS = frozenset(
     {"key", "access_token", "api_key", "api-key", "apikey", "subscription-key", "token", "client_secret", "password"}
 )
@@ -46,8 +42,6 @@ _NAME_LIMIT = 120
 _LONGEST = 86_400
 _ILLEGAL = re.compile(r"[^A-Za-z0-9._=+,@ ()\[\]-]")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
-# JSON may hold these as they are, YAML would fold or refuse them.
-_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)

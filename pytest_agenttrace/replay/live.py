@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -39,6 +38,7 @@ from pytest_agenttrace.replay.matching import (
 from pytest_agenttrace.replay.misses import AGAIN, FIRST, GO_ON, LIMIT, SHUFFLED, CassetteMiss, Miss, word_miss
 from pytest_agenttrace.replay.orders import Gate
 from pytest_agenttrace.replay.others import OtherCall, Others, host_of
+from pytest_agenttrace.replay.purse import Purse, TooDear
 from pytest_agenttrace.replay.recorder import Mode, Recorder, Shares, partial_path
 from pytest_agenttrace.replay.recording import google, loopback, read_body, read_exchange
 from pytest_agenttrace.replay.retries import RecordedReplies, no_waiting
@@ -46,7 +46,6 @@ from pytest_agenttrace.replay.scrubbing import Scrubber, project_of, without_key
 from pytest_agenttrace.replay.spending import Spending
 from pytest_agenttrace.replay.upstream import Unscripted, Upstream, ask, check_replaceable
 from pytest_agenttrace.threads import THREADS, caller
-from pytest_agenttrace.usage import Usage, UsageUnknown
 from pytest_agenttrace.wire import decode_body, parse_endpoint, read_call
 
 __all__ = ["GeminiCassette", "Opening", "Refused", "call_of"]
@@ -126,6 +125,7 @@ class GeminiCassette:
         self._recordings = Recordings(entries if opening.mode != "record" else (), opening.match, opening.ignore)
         self._recorder = Recorder(path, opening.shares)
         self._adopter = Adopter(path)
+        self._purse = Purse(opening.spending, opening.price, self.before)
         self._allows = allowed(opening.hosts)
         self._others = Others(opening.hosts, [e.request.url for e in entries if e.request.endpoint is None])
         self._lock = threading.RLock()
@@ -444,7 +444,7 @@ class GeminiCassette:
                 fault, plain = begun.fault, plain_reply(interaction.reply, interaction.reply_headers)
                 self._calls.append(call if fault is None else altered_call(fault, call, plain))
                 self._made[begun.number] = call
-            self._settle(call, begun.expected)
+            self._purse.settle(call, begun.expected)
         self._recorder.made(
             Kept(begun.number, interaction, asking, begun.at, begun.at + duration), host, model=endpoint is not None
         )
@@ -458,45 +458,19 @@ class GeminiCassette:
             self._count += 1
             return self._count
 
-    # What recording costs.
-
     def _afford(self, asked: Request, entry: Recorded | None, number: int) -> Decimal | None:
         """USD set apart for a call that is to be made; None where nothing limits it. Raises where it would be too
         much."""
-        spending, price, endpoint = self._opening.spending, self._opening.price, asked.endpoint
-        free = entry is not None or self._upstream is not None
-        if free or spending is None or price is None or endpoint is None or endpoint.model is None:
+        if entry is not None or self._upstream is not None:
             return None
         asking = caller()
         try:
-            expected = max(self._expected(asked, endpoint.model, asking, price), spending.dearest(endpoint.model))
-        except LookupError as error:
-            said = f"{error}: without a price the limit cannot be kept"
-        else:
-            if spending.reserve(expected):
-                return expected
-            said = f"limit ${spending.limit}, spent ${spending.spent()}, this call is expected to cost ${expected}"
-        miss = word_miss(asking, number, endpoint, LIMIT, None, [str(asked), said], GO_ON, self._command("missing"))
+            return self._purse.set_apart(asked, asking, self._calls)
+        except TooDear as error:
+            said = [str(asked), str(error)]
+        miss = word_miss(asking, number, asked.endpoint, LIMIT, None, said, GO_ON, self._command("missing"))
         self._misses.append(miss)
         raise CassetteMiss(miss.text, asking.node, number)
-
-    def _expected(self, asked: Request, model: str, asking: Caller, price: Callable[[ModelCall], Decimal]) -> Decimal:
-        """What a call is expected to cost: what it cost when it was last recorded, else the dearest one of its node or
-        of its model so far, and at least its own prompt and the output it allows."""
-        old = [entry for entry in self.before if entry.request.endpoint and entry.request.endpoint.model == model]
-        same = [entry for entry in old if entry.request.key("body") == asked.key("body")]
-        known = [cost for entry in same if (cost := _cost(call_of(entry), price)) is not None]
-        if known:
-            return max(known)
-        calls = [call_of(entry) for entry in old if entry.node == asking.node]
-        calls += [call for call in self._calls if call.model == model]
-        least = price(ModelCall(model, asking.node, None, estimated_usage(asked.body)))
-        return max([least, *(cost for call in calls if (cost := _cost(call, price)) is not None)])
-
-    def _settle(self, call: Call, expected: Decimal | None) -> None:
-        if expected is not None and self._opening.spending is not None and self._opening.price is not None:
-            cost = _cost(call, self._opening.price)
-            self._opening.spending.settle(call.model or "", expected, expected if cost is None else cost)
 
     def _refuse_late(self, request: Any) -> None:
         """What an earlier test has left behind is answered nothing of this one's."""
@@ -603,20 +577,3 @@ class GeminiCassette:
 def renumbered(entries: Sequence[Recorded], behind: int) -> list[Recorded]:
     """The entries of another file, as if they stood behind so many of the first one."""
     return [dataclasses.replace(entry, number=behind + entry.number) for entry in entries]
-
-
-def _cost(call: Call, price: Callable[[ModelCall], Decimal]) -> Decimal | None:
-    """USD of a call; None where its usage or its price is not known."""
-    try:
-        return price(ModelCall(call.model, call.node, call.caller.namespace, call.usage, call=call))
-    except (LookupError, UsageUnknown):
-        return None
-
-
-def estimated_usage(body: bytes) -> Usage:
-    """What a request is at least expected to use: four characters of it are a token, and all the output it allows."""
-    allowed_output = 0
-    with suppress(ValueError, TypeError, KeyError, RecursionError):
-        allowed_output = max(0, int(json.loads(body)["generationConfig"]["maxOutputTokens"]))
-    tokens = len(body) // 4
-    return Usage(tokens, allowed_output, tokens + allowed_output)
