@@ -41,7 +41,9 @@ _TRANSFER_HEADERS = frozenset({"content-encoding", "content-length", "transfer-e
 # Bytes of cassettes kept parsed. A larger one is kept alone.
 _KEPT = 128_000_000
 # Vertex AI's place of work is no part of a match, as hosts are not.
-_PROJECT = re.compile(r"^(/v\d\w*)/projects/[^/]+/locations/[^/]+(?=/)")
+_PROJECT = re.compile(r"^/projects/[^/]+/locations/[^/]+(?=/)")
+# Nor is the API's version: google-genai 2 asks /v1beta, 3 asks /v1, for the same.
+_VERSION = re.compile(r"^(/upload)?/v\d\w*(?=/)")
 # A reply that still waits is the likelier one among requests that are alike.
 _WAITING_BONUS = 0.2
 # So many of the nearest are looked at without dates and ids.
@@ -75,7 +77,7 @@ class Unused:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as it is matched: without host and port where it is Gemini's, with them where it is not."""
+    """A request as it is matched: without host, port and API version where it is Gemini's, with them where it is not."""
 
     method: str
     url: str
@@ -132,7 +134,7 @@ def read_request(method: str, url: str, body: bytes) -> Request:
         bare = urlsplit(scrub_uri(url))
         place = f"{bare.netloc}{bare.path}?{bare.query}"
     else:
-        place = _PROJECT.sub(r"\1", api_path(parts.path))
+        place = _PROJECT.sub("", _VERSION.sub(r"\1", api_path(parts.path)))
     return Request(
         method.upper(), url, endpoint, place, (parse_qs(parts.query).get("alt") or [""])[0], canonical_body(body)
     )
