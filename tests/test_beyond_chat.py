@@ -193,6 +193,9 @@ def test_where_nothing_was_reported_nothing_is_known(here: Path) -> None:
 # Bookkeeping: what a client asks beside the model
 
 
+VERSION = re.compile(r"/v1\w*/")
+
+
 class Google(BaseHTTPRequestHandler):
     """As much of the API's caches and files as a client needs. `hits` are method and path without its query."""
 
@@ -203,7 +206,8 @@ class Google(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        path = self.path.partition("?")[0]
+        # google-genai 3 asks /v1 where 2 asked /v1beta.
+        path = VERSION.sub("/v1beta/", self.path.partition("?")[0])
         self.hits.append(f"{self.command} {path}")
         host = self.headers["host"]
         headers: dict[str, str] = {}

@@ -324,7 +324,7 @@ def test_no_script(gemini_server):
 def test_nothing_of_this_kind(gemini_server):
     from google.genai import Client
 
-    client = Client()
+    client = Client(http_options={"api_version": "v1beta"})
     list(client.files.list())
 
 
