@@ -119,6 +119,8 @@ def judge(
             *_unreached(cassette),
         ],
         export_errors=store.export_errors if store else (),
+        totals=store.totals if store and snapshot is not None else (),
+        counts_cache=store.counts_cache if store and snapshot is not None else True,
         ended=ended,
         traced=trace is not None,
         nothing=why_nothing(store, cassette) if store and cassette else "nothing was traced",

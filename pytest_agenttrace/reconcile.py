@@ -9,13 +9,12 @@ from pytest_agenttrace.calls import Call, ModelCall
 from pytest_agenttrace.execution import MODEL_TYPES
 from pytest_agenttrace.settings import Finding
 from pytest_agenttrace.trace import Span, Trace
-from pytest_agenttrace.usage import Usage, format_tokens
+from pytest_agenttrace.usage import TraceTotal, Usage, format_tokens
 
 __all__ = ["Evidence", "Finding", "find"]
 
 # What a request without a reply brings about by itself: naming it again would be a second message.
 _CAUSED_BY_A_MISS = frozenset({"unused", "uncounted", "uncalled", "usage", "empty", "export", "orphans"})
-# Judged only where the body of the test ended by itself.
 _THREAD = (
     "A bare thread loses the run's context, so MLflow files what it does as a trace of its own.\n"
     "  Hand the context over: pool.submit(contextvars.copy_context().run, function)"
@@ -24,18 +23,25 @@ _CONTEXT = (
     "MLflow did not see the run that this is part of.\n"
     "  In async code: @pytest.mark.agent_trace(run_tracer_inline=True)"
 )
+# What both witnesses count, and MLflow's traces too: the first four of `Usage`.
+_COUNTS = ("input_tokens", "output_tokens", "total_tokens", "cache_read_input_tokens")
+# Judged only where the body of the test ended by itself.
 _NEED_THE_WHOLE_RUN = frozenset({"unused", "usage", "uncalled", "uncounted", "empty", "orphans"})
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a test left behind, beside its trace. Misses, refused connections and unused replies are `(node, text)`."""
+    """What a test left behind, beside its trace. Misses, refused connections and unused replies are `(node, text)`.
+
+    `totals` is what MLflow says of whole traces; `counts_cache` whether it keeps the cached part of the input."""
 
     trace: Trace | None
     misses: Sequence[tuple[str | None, str]] = ()
     refused: Sequence[tuple[str | None, str]] = ()
     unused: Sequence[tuple[str | None, str]] = ()
     export_errors: Sequence[str] = ()
+    totals: Sequence[TraceTotal] = ()
+    counts_cache: bool = True
     ended: bool = True
     traced: bool = True
     nothing: str = "nothing was traced"
@@ -49,8 +55,11 @@ def find(evidence: Evidence) -> list[Finding]:
     if evidence.trace is None:
         found += [Finding("empty", None, evidence.nothing)] if evidence.traced else []
     elif evidence.traced:
-        found += _witnesses(evidence.trace)
+        found += _witnesses(evidence.trace, evidence.counts_cache)
+        found += _totals(evidence.trace, evidence.totals)
     found += [Finding("unused", node, text) for node, text in evidence.unused]
+    if any(f.kind == "empty" for f in found):
+        found = [f for f in found if f.kind != "unused"]
     if evidence.misses:
         found = [f for f in found if f.kind not in _CAUSED_BY_A_MISS]
     if not evidence.ended:
@@ -58,7 +67,7 @@ def find(evidence: Evidence) -> list[Finding]:
     return found
 
 
-def _witnesses(trace: Trace) -> list[Finding]:
+def _witnesses(trace: Trace, counts_cache: bool) -> list[Finding]:
     spans = {span.span_id: span for root in trace.roots for span in root.walk()}
     found = _orphans([span for span in spans.values() if span.origin is not None and _beside_a_run(span, trace)])
     for called in trace.llm_calls:
@@ -69,7 +78,7 @@ def _witnesses(trace: Trace) -> list[Finding]:
         if called.call is not None and span is None:
             found.append(_uncounted(called.call))
         elif called.call is not None and span is not None:
-            found += _usage(called.call, span)
+            found += _usage(called.call, span, counts_cache)
         elif span is not None and span.usage is not None and _speaks_to_gemini(span):
             found.append(_uncalled(called, span))
     return found
@@ -136,16 +145,17 @@ def _uncalled(called: ModelCall, span: Span) -> Finding:
         "uncalled",
         called.node,
         f"{_node(called.node)}: span {span.name} claims {_said(span.usage)}, no call was made\n"
-        "  A cached reply is counted as if it had been paid for.",
+        "  A cached reply is counted as if it had been paid for.\n"
+        f"  {_forgive(called.node, 'uncalled')}",
     )
 
 
-def _usage(call: Call, span: Span) -> list[Finding]:
+def _usage(call: Call, span: Span, counts_cache: bool) -> list[Finding]:
     wire, claimed = call.usage, span.usage
     # Embeddings report no usage, or one that MLflow's span does not take over.
     if claimed is None and (wire is None or not call.endpoint.chat):
         return []
-    differences = _differences(wire, claimed)
+    differences = _differences(wire, claimed, counts_cache)
     if not differences:
         return []
     return [
@@ -153,23 +163,84 @@ def _usage(call: Call, span: Span) -> list[Finding]:
             "usage",
             call.node,
             f"{_node(call.node)}, call {call.index}: the span's tokens are not the wire's\n"
-            f"  {call.endpoint}\n" + "\n".join(f"  {line}" for line in differences),
+            f"  {call.endpoint}\n" + "\n".join(f"  {line}" for line in differences) + "\n"
+            f"  The wire's are billed. {_forgive(call.node, 'usage')}",
         )
     ]
 
 
-def _differences(wire: Usage | None, claimed: Usage | None) -> list[str]:
+def _forgive(node: str | None, kind: str) -> str:
+    return f'If it is known: @pytest.mark.agent_trace(allow=["{f"{node}:" if node else ""}{kind}"])'
+
+
+def _differences(wire: Usage | None, claimed: Usage | None, counts_cache: bool) -> list[str]:
     lines: list[str] = []
-    for name in ("input_tokens", "output_tokens", "total_tokens", "cache_read_input_tokens"):
+    for name in _COUNTS:
         billed = None if wire is None else getattr(wire, name)
         traced = None if claimed is None else getattr(claimed, name)
         if name == "total_tokens" and not lines and not traced and claimed is not None:
             continue  # the API leaves a total out, LangChain then says 0: the parts agree
-        if name == "cache_read_input_tokens" and (traced is None or (billed is None and traced == 0)):
-            continue  # MLflow before 3.10 has no count of it
+        # Nothing cached is counted as 0 by one and left out by the other.
+        if name == "cache_read_input_tokens" and (not counts_cache or not (billed or traced)):
+            continue
         if billed != traced:
             lines.append(f"{name}: wire {_count(billed)}, span {_count(traced)}")
     return lines
+
+
+def _totals(trace: Trace, totals: Sequence[TraceTotal]) -> list[Finding]:
+    """What MLflow says of whole traces against the spans in them: some versions count spans twice."""
+    spans: dict[str, list[Span]] = {}
+    for root in trace.roots:
+        for span in root.walk():
+            spans.setdefault(span.trace_id, []).append(span)
+    found = []
+    for total in totals:
+        inside = spans.get(total.trace_id, [])
+        if not inside or any(span.status == "open" for span in inside):
+            continue
+        stated, claimed = total.usage or Usage(), _claimed(inside)
+        lines = [
+            f"{name}: trace {_count(one)}, spans {_count(other)}"
+            for name in _COUNTS
+            # A count of 0 that only one of them gives says what the other says by leaving it out.
+            if (one := getattr(stated, name)) != (other := getattr(claimed, name)) and (one or other)
+        ]
+        if lines and not _is_billed(stated, trace, inside):
+            root = next((span for span in inside if span.parent_id is None), inside[0])
+            text = f"run: MLflow's total of the trace {root.name} is not the sum of its spans"
+            known = f"MLflow's own pages show the trace's. {_forgive(None, 'usage')}"
+            found.append(Finding("usage", None, "\n  ".join([text, *lines, known])))
+    return found
+
+
+def _is_billed(stated: Usage, trace: Trace, spans: Sequence[Span]) -> bool:
+    """Whether a trace's total is what the wire says: then it is a span that is wrong, and told by itself."""
+    ids = {span.span_id for span in spans}
+    paired = [called for called in trace.llm_calls if called.span_id in ids and called.call is not None]
+    alone = [called for called in trace.llm_calls if called.span_id is None]
+    sums = [Usage.sum(called.usage or Usage() for called in calls) for calls in (paired, [*paired, *alone])]
+    return any((stated.input_tokens, stated.output_tokens) == (wire.input_tokens, wire.output_tokens) for wire in sums)
+
+
+def _claimed(spans: Sequence[Span]) -> Usage:
+    """The outermost claims of a trace's spans, by their recorded parents, added up."""
+    by_id = {span.span_id: span for span in spans}
+
+    def repeats(span: Span) -> bool:
+        seen, above = {span.span_id}, span.parent_id
+        while above in by_id and above not in seen:
+            if by_id[above].usage is not None:
+                return True
+            seen.add(above)
+            above = by_id[above].parent_id
+        return False
+
+    claims = [span.usage for span in spans if span.usage is not None and not repeats(span)]
+    if not claims:
+        return Usage()
+    added = [sum(getattr(usage, name) or 0 for usage in claims) for name in _COUNTS]
+    return Usage(added[0], added[1], added[2], added[3])
 
 
 def _count(value: int | None) -> str:

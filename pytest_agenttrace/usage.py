@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from decimal import Context, Decimal, localcontext
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 __all__ = [
     "Cost",
     "Tokens",
+    "TraceTotal",
     "UnknownTokens",
     "Usage",
     "UsageUnknown",
@@ -165,6 +166,13 @@ class Usage:
     def as_dict(self) -> dict[str, int | None]:
         """The six counts by name, modalities left out."""
         return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("modalities")}
+
+
+class TraceTotal(NamedTuple):
+    """What MLflow says that a whole trace has used (`trace.info.token_usage`); None where it says nothing."""
+
+    trace_id: str
+    usage: Usage | None
 
 
 def _strict_sum(values: Iterable[int | None]) -> int | None:

@@ -70,7 +70,8 @@ class Known:
 
 def _usage_finding(call: int, endpoint: str, *lines: str) -> tuple[str, str]:
     head = f"call_{call}, call {call}: the span's tokens are not the wire's"
-    return "usage", "\n  ".join([head, endpoint, *lines])
+    tail = f'The wire\'s are billed. If it is known: @pytest.mark.agent_trace(allow=["call_{call}:usage"])'
+    return "usage", "\n  ".join([head, endpoint, *lines, tail])
 
 
 def _missed(call: int, model: str) -> tuple[str, str]:

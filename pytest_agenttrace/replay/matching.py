@@ -77,7 +77,7 @@ class Unused:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as it is matched: without host, port and API version where it is Gemini's, with them where it is not."""
+    """A request as it is matched: without host, port and API version where it is Gemini's, with all where it is not."""
 
     method: str
     url: str

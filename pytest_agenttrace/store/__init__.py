@@ -25,8 +25,9 @@ from pytest_agenttrace.store.database import EXPERIMENT, Database, StoreError, c
 from pytest_agenttrace.store.exporter import Exporter, Session
 from pytest_agenttrace.store.mlflow_state import CLIENT, Autolog, direct, genuine, muted, set_aside, sweep
 from pytest_agenttrace.store.redirect import Redirect, mask, put_in_force
-from pytest_agenttrace.store.spans import read_span
+from pytest_agenttrace.store.spans import read_span, read_usage
 from pytest_agenttrace.threads import THREADS
+from pytest_agenttrace.usage import TraceTotal
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
@@ -127,6 +128,19 @@ class MlflowStore:
         spans = self._placed((*stored, *open_spans))
         self._spans = generation, spans
         return spans
+
+    @property
+    def totals(self) -> tuple[TraceTotal, ...]:
+        """What MLflow says that each trace of this test has used, in order of their start."""
+        self.spans()  # reads what is new
+        return tuple(TraceTotal(t.info.trace_id, read_usage(t.info.token_usage)) for t in self._traces or ())
+
+    @property
+    def counts_cache(self) -> bool:
+        """Whether this MLflow keeps the cached part of the input: since 3.10 it does."""
+        from mlflow.tracing import constant
+
+        return hasattr(getattr(constant, "TokenUsageKey", None), "CACHE_READ_INPUT_TOKENS")
 
     def _placed(self, spans: tuple[Span, ...]) -> tuple[Span, ...]:
         origins = self._session.origins if self._session is not None else {}

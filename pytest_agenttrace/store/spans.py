@@ -8,7 +8,7 @@ from typing import Any
 from pytest_agenttrace.execution import Span
 from pytest_agenttrace.usage import Usage
 
-__all__ = ["read_span"]
+__all__ = ["read_span", "read_usage"]
 
 # Since 3.10 MLflow names the model itself; before, LangChain's metadata does.
 _MODEL = "mlflow.llm.model"
@@ -43,7 +43,7 @@ def read_span(entity: Any) -> Span:
         namespace=_text(metadata.get("langgraph_checkpoint_ns")),
         path=_frozen(metadata.get("langgraph_path") or ()),
         model=_model(attributes, metadata),
-        usage=_usage(attributes.get(_USAGE)),
+        usage=read_usage(attributes.get(_USAGE)),
         attributes=attributes,
     )
 
@@ -80,7 +80,8 @@ def _model(attributes: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | 
     return None
 
 
-def _usage(value: Any) -> Usage | None:
+def read_usage(value: Any) -> Usage | None:
+    """MLflow's counts of a span or a trace; None where they count nothing."""
     counts = _mapping(value)
     known = {name: count for name, count in counts.items() if isinstance(count, int) and not isinstance(count, bool)}
     usage = Usage(
