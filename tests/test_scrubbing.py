@@ -197,6 +197,80 @@ def test_what_goes_under_the_name_of_a_secret_is_not_written(name: str, value: s
         json.loads(clean)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "export OPENAI_API_KEY=hunter2Zz9top",
+        "client = Client(api_key='hunter-Zztop')",
+        "api_key: hunter2Zz9top",
+        "Password = hunter2Zz9top",
+        "<password>hunter-Zztop</password>",
+        '{"dbPassword": "hunter-Zztop"}',
+        '{"aws_secret_access_key": "hunter-Zztop"}',
+        "AWS_SECRET_ACCESS_KEY = hunter2Zz9top",
+        '{"SECRET_KEY": "hunter-Zztop", "pwd": "hunter-Zztop", "passphrase": "hunter-Zztop"}',
+        '{"Authorization": "Token hunter2Zz9top"}',
+        "sk_live_hunter2Zz9topxyz",
+    ],
+)
+def test_settings_and_their_like_are_not_written(text: str) -> None:
+    for content in (text, json.dumps({"x": text})):
+        clean = exchanged(body=json.dumps({"x": content}).encode()).body.decode()
+        assert "hunter" not in clean, clean
+        assert isinstance(json.loads(clean)["x"], str)
+
+
+def test_what_is_no_text_goes_too_under_such_a_name() -> None:
+    args = {
+        "password": 1234567890123,
+        "api_key": ["hunter-Zztop", "hunter-Zz2"],
+        "n": 1234567890123,
+        "list": ["stays!"],
+    }
+    clean = json.loads(exchanged(body=json.dumps(args).encode()).body)
+    assert clean == {"password": REDACTED, "api_key": [REDACTED, REDACTED], "n": 1234567890123, "list": ["stays!"]}
+
+
+PEM_IN_PROSE = 'if "-----BEGIN PRIVATE KEY-----" in text:\n    raise ValueError("leak")'
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "clean"),
+    [
+        (r"Kunde: \S+", "Kunde: Meier", "REDACTED"),
+        (r"Kunde: .*", 'of "Kunde: Meier", and so on', 'of "REDACTED'),
+        (r"\S*@corp\.example\S*", "mail joe@corp.example", "mail REDACTED"),
+        (r"(?s)x.*", "ax\nb", "aREDACTED"),
+        ("Łukasz Nowak", "hi Łukasz Nowak", "hi REDACTED"),
+        (r"\d+", "the 7 of 9", "the REDACTED of REDACTED"),
+        (r"never", PEM_IN_PROSE, PEM_IN_PROSE),
+    ],
+)
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_pattern_never_breaks_the_reply_it_is_found_in(
+    pattern: str, text: str, clean: str, ascii_only: bool, streamed: bool
+) -> None:
+    said = {"n": 12345678, "candidates": [{"content": {"parts": [{"text": text}]}, "index": 0}]}
+    body = json.dumps(said, ensure_ascii=ascii_only).encode()
+    body = b"data: " + body + b"\r\n\r\n" if streamed else body
+    kept = exchanged(reply=body, patterns=(pattern,)).reply.decode().removeprefix("data: ")
+    assert json.loads(kept) == {"n": 12345678, "candidates": [{"content": {"parts": [{"text": clean}]}, "index": 0}]}
+
+
+def test_json_inside_of_a_reply_stays_json() -> None:
+    inner = json.dumps({"customer": "Kunde: Meier", "ok": True})
+    reply = json.dumps({"text": inner}).encode()
+    kept = json.loads(exchanged(reply=reply, patterns=(r"Kunde: .*",)).reply)
+    assert json.loads(kept["text"]) == {"customer": "REDACTED", "ok": True}
+
+
+def test_what_is_behind_a_break_is_searched_too() -> None:
+    key = "AIza" + "Sy0123456789" * 3
+    for broken in (f'{{"a": "{key}', f'{{"a": 1}} {key}', 'data: {"a": "b', f'["\\x {key}"]'):
+        assert key.encode() not in exchanged(reply=broken.encode()).reply
+
+
 def test_a_service_account_is_not_written() -> None:
     account = {
         "type": "service_account",

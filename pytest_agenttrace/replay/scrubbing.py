@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlencode, urlsplit
 
 from pytest_agenttrace.environment import DUMMY_KEY
+from pytest_agenttrace.replay.secret_forms import LEFT, NAMED, SHAPES, is_secret_name, is_worded_name, looks_secret
 
 __all__ = ["REDACTED", "Scrubber", "find_secret", "keys_in", "project_of", "without_keys"]
 
@@ -33,71 +34,21 @@ _VARIABLES = ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD",
 # Shorter values, and words shorter than the second, are torn out of texts that mean something else.
 _SHORTEST, _SHORTEST_WORD = 8, 16
 
-# A secret begins where a word does, or behind an escape of JSON or of a URL.
-_START = r"(?:(?<![A-Za-z0-9_-])|(?<=\\[nrtbf])|(?<=\\u[0-9a-fA-F]{4})|(?<=%[0-9A-Fa-f]{2}))"
-_DIGIT = r"(?=[\w.~+/=-]*\d)"
-# What must be there for a pattern to be looked for, and the pattern: it is slow where the text is not.
-_SHAPES: tuple[tuple[str, str], ...] = (
-    ("AIza", _START + r"AIza[\w-]{30,}"),
-    ("ya29.", _START + r"ya29\.[\w.-]{8,}"),
-    ("1//0", _START + r"1//0[\w-]{20,}"),
-    ("GOCSPX-", _START + r"GOCSPX-[\w-]{20,}"),
-    ("eyJ", _START + r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"),
-    ("sk-", _START + rf"sk-{_DIGIT}[\w-]{{20,}}"),
-    ("gh", _START + r"gh[pousr]_[A-Za-z0-9]{20,}"),
-    ("github_pat_", _START + r"github_pat_\w{20,}"),
-    ("glpat-", _START + r"glpat-[\w-]{20,}"),
-    ("xox", _START + r"xox[abeoprs]-[\w-]{10,}"),
-    ("AKIA", _START + r"AKIA[A-Z0-9]{16}\b"),
-    ("ASIA", _START + r"ASIA[A-Z0-9]{16}\b"),
-    ("hf_", _START + r"hf_[A-Za-z0-9]{30,}"),
-    ("lsv2_", _START + r"lsv2_(?:pt|sk)_\w{20,}"),
-    ("tvly-", _START + rf"tvly-{_DIGIT}[\w-]{{16,}}"),
-    (
-        "PRIVATE KEY-----",
-        r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:(?!-----END)[^\"])*(?:-----END [A-Z ]*PRIVATE KEY-----)?",
-    ),
-    (".iam.gserviceaccount.com", r"(?<![\w.-])[\w.-]+@[\w.-]+\.iam\.gserviceaccount\.com"),
-)
-# The second group goes. A name in quotes, then its value: in JSON, in JSON inside of a text, in Python's notation.
-_SURE = (
-    r"x-goog-api-key|(?:x-)?api[_-]?key|access[_-]?token|refresh[_-]?token|id[_-]?token|auth[_-]?token|client[_-]?secret"
-    r"|private[_-]?key(?:[_-]id)?|passwd|password"
-)
-_NAME = rf"((?:\b|_)(?:{_SURE})\\*[\"']\s*:\s*"
-_SURE_MARKS = ("key", "token", "secret", "passw")
-_NAMED: tuple[tuple[tuple[str, ...], str], ...] = (
-    (_SURE_MARKS, rf"(?i){_NAME}\")((?:[^\"\\\n]|\\.){{6,}})(?=\")"),
-    (_SURE_MARKS, rf"(?i){_NAME}')((?:[^'\\\n]|\\.){{6,}})(?=')"),
-    (_SURE_MARKS, rf"(?i){_NAME}(?P<open>\\+[\"']))([^\n]{{6,}}?)(?<!\\)(?=(?P=open))"),
-    # Words that mean other things as well.
-    (
-        ("token", "secret", "authorization", "cookie"),
-        r"(?i)([\"'](?:token|secret|authorization|cookie)\\*[\"']\s*:\s*\\*[\"'])"
-        + rf"({_DIGIT}(?=[\d_.~+/=-]*[A-Za-z])[\w.~+/=-]{{12,}})",
-    ),
-    (
-        ("key", "token", "secret", "password"),
-        rf"(?i)((?:[?&;]|\b)(?:{_SURE})=)([^\s&;\"'\\<>]{{8,}})",
-    ),
-    (("key=", "token="), r"(?i)([?&](?:\w+[_-])?(?:key|token)=)([^\s&;\"'\\<>]{8,})"),
-    (("bearer ", "basic "), rf"(?i)(\b(?:bearer|basic) ){_DIGIT}([\w.~+/=-]{{16,}})"),
-    (
-        ("x-goog-api-key", "authorization", "cookie"),
-        r"(?i)(\b(?:x-goog-api-key|authorization|(?:set-)?cookie): ?)([^\s\"'\\][^\n\"'\\]{7,})",
-    ),
-    (("://",), r"(://)([^/\s:@\"'\\]+:[^/\s@\"'\\]+)(?=@)"),
-    (("projects/",), r"(\bprojects/)((?!REDACTED)[^/\s\"'\\]+)(?=/locations/)"),
-    (("service_account",), r"(?i)(project_id\\*[\"']\s*:\s*\\*[\"'])([^\"'\\]+)"),
-)
 # A piece of a URL or of a form with escapes in it.
 _PERCENT = re.compile(r"(?<![^\s\"'\\&=?;<>/%])[^\s\"'\\&=?;<>/%]*(?:%[0-9A-Fa-f]{2}[^\s\"'\\&=?;<>/%]*)+")
+# JSON or an event stream, and the strings in it.
+_DATA = re.compile(r"\s*[{\[\"]|(?:[^\n]*\n)?data:")
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_IS_NAME = re.compile(r"\s*:")
+_LONG_NUMBER = re.compile(r"^(\s*:\s*)-?\d{6,}")
+_SOUND = re.compile(r"(?:[\s,:{}\[\]\d.+-]|[eE](?=[+-]?\d)|true|false|null|data:|event:)*")
+# Members as the API names them; a pattern that fits one would break every reply.
+_OF_THE_API = re.compile(r"[A-Za-z_$@-]*")
+# JSON in a string of JSON, so deep.
+_NESTED = 4
+# Shorter values under the name of a secret are none.
+_SHORTEST_NAMED = 6
 _PROJECT = re.compile(r"/projects/([^/]+)/locations/")
-# Rules of their own for what is about to be written: no marks, no starts, no lengths in between.
-_LEFT = re.compile(
-    r"(?<![A-Za-z0-9+/])(?:AIza[\w-]{35}(?![\w-])|ya29\.[\w-]{20,}|GOCSPX-[\w-]{28}|eyJ[\w-]{15,}\.eyJ[\w-]{15,}"
-    r"|ghp_[A-Za-z0-9]{36}|AKIA[A-Z0-9]{16}(?![A-Z0-9]))|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
 
 
 def project_of(uri: str) -> str | None:
@@ -165,10 +116,10 @@ class Scrubber:
     def _plain(self, text: str) -> str:
         for form in self._forms:
             text = text.replace(form, REDACTED) if form in text else text
-        for mark, pattern in _SHAPES:
+        for mark, pattern in SHAPES:
             text = _compiled(pattern).sub(REDACTED, text) if mark in text else text
         lower = text.lower()
-        for marks, pattern in _NAMED:
+        for marks, pattern in NAMED:
             if any(mark in lower for mark in marks):
                 text = _compiled(pattern).sub(_blacked, text)
         if self._project is not None:
@@ -190,31 +141,61 @@ class Scrubber:
                 packed = form.encode("utf-8", errors)
                 body = body.replace(packed, REDACTED.encode()) if packed in body else body
             text = body.decode(coding)
-        clean = self._escaped(self.text(text))
+        clean = self._data(text, _NESTED) if _DATA.match(text) else self.text(text)
         return body if clean == text else clean.encode(coding, errors)
 
-    def _escaped(self, text: str) -> str:
-        """JSON and event streams that hide a secret behind escapes nobody needs."""
-        if "\\u00" not in text and "\\/" not in text:
-            return text
-        with suppress(ValueError, RecursionError):
-            return self._said_plainly(text)
-        return "".join(
-            head + self._line(line) if (head := line[: len(line) - len(line.removeprefix("data:"))]) else line
-            for line in text.splitlines(keepends=True)
-        )
+    def _data(self, text: str, depth: int) -> str:
+        """JSON, or an event stream of it, string by string: a pattern never reaches beyond the string it is found in,
+        and escapes hide nothing. What is no string, and what is behind a break, is searched as it is."""
+        parts: list[str] = []
+        at, name, account = 0, "", "service_account" in text
+        for found in _STRING.finditer(text):
+            gap = text[at : found.start()]
+            name = "" if "}" in gap or "]" in gap else name
+            parts.append(self._gap(gap, name))
+            at = found.end()
+            value = _said(found[0])
+            if _IS_NAME.match(text, at):
+                name = value
+                clean = value if _OF_THE_API.fullmatch(value) else self.text(value)
+            else:
+                hidden = _hides(name, value) or (account and name == "project_id")
+                clean = REDACTED if hidden else self._value(value, depth)
+            parts.append(found[0] if clean == value else json.dumps(clean, ensure_ascii=False))
+        return "".join([*parts, self._gap(text[at:], name)])
 
-    def _line(self, line: str) -> str:
-        content = line.removeprefix("data:")
-        with suppress(ValueError, RecursionError):
-            clean = self._said_plainly(content)
-            return content if clean == content else f" {clean}{content[len(content.rstrip()) :]}"
-        return content
+    def _gap(self, gap: str, name: str) -> str:
+        """What stands between two strings: punctuation and numbers, which patterns leave alone, or anything where the
+        JSON is broken."""
+        if not _SOUND.fullmatch(gap):
+            return self.text(gap)
+        if is_secret_name(name):
+            gap = _LONG_NUMBER.sub(rf'\g<1>"{REDACTED}"', gap)
+        for form in self._forms:
+            gap = re.sub(rf"(?<![\d.-]){re.escape(form)}(?![\d.])", f'"{REDACTED}"', gap) if form in gap else gap
+        return gap
 
-    def _said_plainly(self, text: str) -> str:
-        plain = json.dumps(json.loads(text), ensure_ascii=False)
-        clean = self.text(plain)
-        return text if clean == plain else clean
+    def _value(self, value: str, depth: int) -> str:
+        """A string of JSON, which may hold JSON itself."""
+        if depth and value.lstrip()[:1] in ("{", "["):
+            with suppress(ValueError, RecursionError):
+                json.loads(value)
+                return self._data(value, depth - 1)
+        return self.text(value)
+
+
+def _said(string: str) -> str:
+    """What a string of JSON says; as it stands where its escapes are none of JSON's."""
+    with suppress(ValueError):
+        said: str = json.loads(string, strict=False)
+        return said
+    return string
+
+
+def _hides(name: str, value: str) -> bool:
+    if is_secret_name(name):
+        return len(value) >= _SHORTEST_NAMED and value != REDACTED
+    return is_worded_name(name) and looks_secret(value)
 
 
 def _blacked(found: re.Match[str]) -> str:
@@ -224,7 +205,7 @@ def _blacked(found: re.Match[str]) -> str:
 
 def find_secret(text: str, environ: Mapping[str, str] = os.environ) -> str | None:
     """What looks like a secret in a text that is about to be written, by its first characters; None is well."""
-    found = _LEFT.search(text)
+    found = LEFT.search(text)
     if found is not None:
         return f"{found[0][:4]}..."
     left = next((value for value in _values(environ) if value in text), None)
