@@ -80,8 +80,9 @@ class Call:
     """One exchange with the Gemini API: what was asked, what came back, who asked.
 
     `index` counts the test's calls from 1. `status` is None where no reply came; `usage` is None where the reply
-    reports none. `recorded_at` is the recording's time, `duration` how long the real call took, in seconds. `injected`
-    names the fault that a test has put in the place of the reply, or into it.
+    reports none. `recorded_at` is the recording's time, `duration` how long the real call took, in seconds. `attempt`
+    counts from 1 how often in a row an execution has asked the same, after so many vain ones. `injected` names the
+    fault that a test has put in the place of the reply, or into it.
     """
 
     index: int
@@ -97,6 +98,7 @@ class Call:
     # Seconds since the epoch at which the exchange happened in this process, for pairing with spans.
     at: float = 0.0
     injected: str | None = None
+    attempt: int = 1
 
     @property
     def node(self) -> str | None:

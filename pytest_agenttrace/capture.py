@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_agenttrace.budget import Limit, Overrun, overruns
 from pytest_agenttrace.environment import dummy_key, quiet_environment
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pytest_agenttrace.store import MlflowStore
 
 __all__ = ["AgentTrace", "CaptureFailed", "NothingTraced", "Verdict", "capture", "cut_traceback", "judge", "miss_in"]
+
+
+_MISS = "CassetteMiss: "
 
 
 class NothingTraced(Exception):
@@ -56,6 +59,12 @@ class AgentTrace(TraceReading):
         if self._last is None or self._last[0] is not spans or self._last[1] != len(calls):
             self._last = (spans, len(calls), build_trace(spans, calls, price_call, self._forgives))
         return self._last[2]
+
+    def places(self) -> dict[str, tuple[int | None, tuple[Any, ...]]]:
+        """Where LangGraph ran each execution, by its namespace: step and path."""
+        trace = self.peek()
+        found = trace.below() if trace is not None else []
+        return {execution.namespace: (execution.step, execution.spans[0].path) for execution in found}
 
     def snapshot(self) -> Trace:
         __tracebackhide__ = True
@@ -94,6 +103,11 @@ class Verdict:
     def text(self) -> str:
         return "\n".join(self.failures)
 
+    @property
+    def missed(self) -> bool:
+        """Whether a request without a recorded reply is among what is wrong."""
+        return any(failure.startswith(_MISS) for failure in self.failures)
+
 
 def judge(
     trace: AgentTrace | None,
@@ -126,6 +140,9 @@ def judge(
         nothing=why_nothing(store, cassette) if store and cassette else "nothing was traced",
     )
     findings = find(evidence)
+    if any(finding.kind == "empty" for finding in tolerance.failing(findings)):
+        # Where nothing ran every reply is left over.
+        findings = [finding for finding in findings if finding.kind != "unused"]
     failing = tolerance.failing(findings)
     over: list[Overrun] = []
     if limits and ended and not any(finding.kind in ("missing", "empty") for finding in failing):
@@ -137,7 +154,7 @@ def judge(
 
 
 def _text(finding: Finding) -> str:
-    return f"CassetteMiss: {finding.text}" if finding.kind == "missing" else f"{finding.text} [{finding.kind}]"
+    return f"{_MISS}{finding.text}" if finding.kind == "missing" else f"{finding.text} [{finding.kind}]"
 
 
 def _left_over(cassette: GeminiCassette | None, own: bool) -> list[Unused]:
@@ -236,6 +253,8 @@ def capture(
         mode: Mode = record if isinstance(record, str) else "record" if record else "replay"
         trace = stack.enter_context(_composed(Path(cassette), settings, mode, root))
         yield trace
+        if trace._cassette.recording:
+            trace._cassette.place(trace.places())
         verdict = judge(trace, trace._cassette, trace._store, tolerance=settings.tolerance)
         if verdict.failures:
             raise CaptureFailed(verdict.text)

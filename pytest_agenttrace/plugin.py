@@ -59,6 +59,8 @@ _AGENT_TRACE = (
 )
 
 
+# A body that ends by one of these has asked for everything it would ask for, as far as anybody knows.
+_FAILED = (AssertionError, pytest.fail.Exception)
 _RUN = pytest.StashKey[Run]()
 _OPEN = pytest.StashKey[ExitStack]()
 _HELD = pytest.StashKey[bool]()
@@ -409,7 +411,7 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
     ended in the miss's own words, without a traceback of ours."""
     run = _run(item)
     if error is not None:
-        run.stop(failed=isinstance(error, AssertionError | pytest.fail.Exception))
+        run.stop(failed=isinstance(error, _FAILED) and not isinstance(error, pytest.xfail.Exception))
     if run.over_limit:
         item.session.shouldstop = "--agenttrace-record-limit is reached"
     if isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
@@ -423,7 +425,9 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
         from pytest_agenttrace.capture import cut_traceback, miss_in
 
         cut_traceback(error)
-        if not miss_in(error) or any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):
+        # A skip in the wake of a miss would hide it.
+        skipped = isinstance(error, pytest.skip.Exception) and verdict.missed
+        if not (miss_in(error) or skipped) or any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):
             return
         text = text or f"CassetteMiss: {error}"
     if text:

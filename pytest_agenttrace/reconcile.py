@@ -58,8 +58,6 @@ def find(evidence: Evidence) -> list[Finding]:
         found += _witnesses(evidence.trace, evidence.counts_cache)
         found += _totals(evidence.trace, evidence.totals)
     found += [Finding("unused", node, text) for node, text in evidence.unused]
-    if any(f.kind == "empty" for f in found):
-        found = [f for f in found if f.kind != "unused"]
     if evidence.misses:
         found = [f for f in found if f.kind not in _CAUSED_BY_A_MISS]
     if not evidence.ended:

@@ -79,10 +79,7 @@ def last_recording(paths: Iterable[Path]) -> tuple[Bill, int]:
 
 def old_and_new(cassette: GeminiCassette) -> list[str]:
     """`research 3,534 -> 3,600 tokens, $0.00201 -> $0.00204`, for each node whose numbers a recording has changed."""
-    from pytest_agenttrace.replay import call_of
-
-    old = [call_of(entry) for entry in cassette.before if entry.request.endpoint is not None]
-    new = list(cassette.calls)
+    old, new = cassette.before_and_now()
     if not old or cassette.incomplete is not None:
         return []
     nodes = list(dict.fromkeys(call.node for call in [*old, *new]))

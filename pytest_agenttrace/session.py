@@ -58,6 +58,14 @@ class _Edit:
     tests: dict[str, None] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Adopted:
+    """Requests that one edit has changed: how, in the words of the first, and which replies of which files."""
+
+    change: str
+    requests: set[tuple[str, int]] = field(default_factory=set)
+
+
 class Session:
     """One pytest process, and on xdist's controller the whole run.
 
@@ -79,7 +87,9 @@ class Session:
         self._uses: dict[str, dict[str, CassetteUse]] = {}
         # What was asked anew: calls, USD and calls of unknown cost, by test; and how requests were adopted.
         self.recorded: dict[str, tuple[int, str, int]] = {}
-        self._adopted: dict[str, set[tuple[str, int]]] = {}
+        # Recordings that are not whole, of tests that do not fail.
+        self.incomplete: dict[str, str] = {}
+        self._adopted: dict[str, _Adopted] = {}
         # Paths of cassettes that are older than the project allows, with their age in days.
         self.aged: dict[str, int] = {}
 
@@ -132,8 +142,10 @@ class Session:
             found.tests[test] = found.nodes[node or "(no node)"] = None
         if "recorded" in told:
             self.recorded[test] = tuple(told["recorded"])
-        for path, number, change in told.get("adopted", ()):
-            self._adopted.setdefault(change, set()).add((path, number))
+        if "incomplete" in told:
+            self.incomplete[test] = told["incomplete"]
+        for path, number, change, edit in told.get("adopted", ()):
+            self._adopted.setdefault(edit, _Adopted(change)).requests.add((path, number))
         self.aged.update(told.get("aged", {}))
         if "cassette" in told:
             use = CassetteUse(*told["cassette"])
@@ -155,11 +167,11 @@ class Session:
 
     def adopted(self) -> list[str]:
         """How requests have changed for which old replies were adopted, the most frequent first."""
-        found = sorted(self._adopted.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+        found = sorted(self._adopted.values(), key=lambda adopted: (-len(adopted.requests), adopted.change))
         return [
-            f"{len(requests)} {'request' if len(requests) == 1 else 'requests'} changed in "
-            f"{'one way' if not index else 'another way'}: {change}"
-            for index, (change, requests) in enumerate(found)
+            f"{len(adopted.requests)} {'request' if len(adopted.requests) == 1 else 'requests'} changed in "
+            f"{'one way' if not index else 'another way'}: {adopted.change}"
+            for index, adopted in enumerate(found)
         ]
 
     def used(self) -> set[Path]:

@@ -81,6 +81,7 @@ class Summary:
             for calls, cost, unknown in session.recorded.values():
                 total += Bill(calls, Decimal(cost), unknown)
             yield f"recorded anew: {total}"
+        yield from (f"{test}: {text}" for test, text in session.incomplete.items())
         for path, count in self._dropped.items():
             yield f"{path}: {count} {'reply' if count == 1 else 'replies'} dropped that no test asks for any more"
         if adopted := session.adopted():

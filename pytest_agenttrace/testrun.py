@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,9 @@ class Run:
         cassette, before = self.cassette, self.verdict
         if cassette is None or before is None:
             return []
+        if cassette.recording and self.trace is not None:
+            with suppress(Exception):  # told where the trace is judged; the order of a file is no reason to fail
+                cassette.place(self.trace.places())
         verdict = before
         if cassette.asked != self._asked or any(reply.teardown for reply in cassette.unused):
             cassette.closing = True
@@ -111,7 +115,9 @@ class Run:
         warned = [finding.kind for finding in self.verdict.warned] if self.verdict is not None else []
         # What a test allows, or expects, is no news at the end.
         misses = self.cassette.misses if failed and self.cassette is not None else ()
-        return {"warned": warned, "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses]}
+        told = {"warned": warned, "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses]}
+        # A failure shows it; a test that skipped or was expected to fail shows nothing.
+        return told if failed or self._incomplete is None else {**told, "incomplete": self._incomplete}
 
     def told_at_last(self) -> dict[str, Any]:
         """What the teardown's report carries."""

@@ -14,6 +14,7 @@ from pytest_agenttrace.capture import CaptureFailed
 from pytest_agenttrace.replay import Opening, open_cassette
 from pytest_agenttrace.replay.cassette import load_cassette
 from pytest_agenttrace.replay.mismatch import changes
+from pytest_agenttrace.session import Session
 from pytest_agenttrace.wire import canonical_body
 from tests.test_recorder import NOWHERE, ask, echo, prompts_of, record
 
@@ -62,10 +63,31 @@ def test_what_changed_is_told_by_its_ways(tmp_path: Path) -> None:
         assert ask(NOWHERE, "two") == "re: two"
         assert ask(NOWHERE, "three", temperature=0.2) == "re: three"
     told = "generationConfig.temperature absent -> 0.2"
-    assert cassette.adopted == ((1, told), (3, told))
+    assert cassette.adopted == ((1, told, told), (3, told, told))
     assert cassette.unused == ()
     with open_cassette(path) as cassette:
         assert ask(NOWHERE, "three", temperature=0.2) == "re: three"
+
+
+def test_one_edit_of_a_template_is_one_way_whatever_stands_round_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    record(path, "Write about red kites", "Write about old looms")
+    with open_cassette(path, Opening(mode="adopt")) as cassette:
+        ask(NOWHERE, "Compose about red kites")
+        ask(NOWHERE, "Compose about old looms", temperature=0.2)
+    place = "contents[].parts[].text"
+    warmer = "generationConfig.temperature absent -> 0.2"
+    assert cassette.adopted == (
+        (1, f"{place} [-Write-]{{+Compose+}} about red kites", f"{place} [-Write-]{{+Compose+}}"),
+        (2, f"{place} [-Write-]{{+Compose+}} about old looms, {warmer}", f"{place} [-Write-]{{+Compose+}}, {warmer}"),
+    )
+    session = Session(lambda: None)
+    for test, change in zip("abc", (*cassette.adopted, (3, *cassette.adopted[0][1:])), strict=True):
+        session.tell(test, {"adopted": [["x.yaml", *change]]})
+    assert session.adopted() == [
+        f"2 requests changed in one way: {place} [-Write-]{{+Compose+}} about red kites",
+        f"1 request changed in another way: {place} [-Write-]{{+Compose+}} about old looms, {warmer}",
+    ]
 
 
 def test_branches_adopt_the_request_that_is_most_like_theirs(tmp_path: Path) -> None:

@@ -555,7 +555,7 @@ PAID_FOR = (
         ),
         (
             "test_nothing_else_is_dialled",
-            "(no node): connection to 192.0.2.1:80 (connect) refused\n  replay speaks to loopback only. "
+            "(no node): connection to 192.0.2.1:80 (connect) refused\n  only loopback is spoken to. "
             'If it is meant: @pytest.mark.agent_trace(hosts=["192.0.2.1:80"]) [network]',
         ),
     ],

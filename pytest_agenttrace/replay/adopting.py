@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_agenttrace.locking import locked
 from pytest_agenttrace.replay.cassette import Interaction, load_cassette
 from pytest_agenttrace.replay.matching import Recorded
-from pytest_agenttrace.replay.mismatch import changes
+from pytest_agenttrace.replay.mismatch import changes, edit_in
 from pytest_agenttrace.replay.recording import packages
 from pytest_agenttrace.replay.writing import save_cassette
 from pytest_agenttrace.wire import decode_body
@@ -27,13 +27,14 @@ class Adopter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._found: dict[int, tuple[Interaction, str]] = {}
+        self._found: dict[int, tuple[Interaction, str, str]] = {}
 
     @property
-    def changes(self) -> tuple[tuple[int, str], ...]:
-        """By the number of the reply: `generationConfig.temperature absent -> 0.2`, all changes of a request in one."""
+    def changes(self) -> tuple[tuple[int, str, str], ...]:
+        """By the number of the reply: `generationConfig.temperature absent -> 0.2`, all changes of a request in one;
+        and the same without the words round a change, which one edit of a template leaves equal in many requests."""
         with self._lock:
-            return tuple((number, changed) for number, (_, changed) in sorted(self._found.items()))
+            return tuple((number, changed, edit) for number, (_, changed, edit) in sorted(self._found.items()))
 
     def adopt(self, entry: Recorded, asked: Interaction) -> None:
         """Put a request in the place of the one that a reply was recorded for."""
@@ -42,8 +43,10 @@ class Adopter:
             old, method=asked.method, uri=asked.uri, body=asked.body, request_headers=asked.request_headers
         )
         told = [_INDEX.sub("[]", change) for change in changes(decode_body(old.body), decode_body(asked.body))]
+        edits = [f"{change.split()[0]} {edit}" if (edit := edit_in(change)) else change for change in told]
         with self._lock:
-            self._found[entry.number] = (renewed, ", ".join(dict.fromkeys(told)) or "its address only")
+            changed = ", ".join(dict.fromkeys(told)) or "its address only"
+            self._found[entry.number] = (renewed, changed, ", ".join(dict.fromkeys(edits)))
 
     def close(self) -> None:
         """Rewrite the file: the replies, their dates and their order stay."""

@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from pytest_agenttrace.calls import Caller, path_order
 from pytest_agenttrace.replay.cassette import Interaction
 from pytest_agenttrace.replay.matching import plain_reply, read_request
 from pytest_agenttrace.wire import canonical_body
 
-__all__ = ["Kept", "in_order", "kept_as_before", "key_of", "without"]
+__all__ = ["Kept", "Places", "in_order", "kept_as_before", "key_of", "without"]
 
+# Where LangGraph ran an execution, by its namespace: step and path.
+Places = Mapping[str, tuple[int | None, tuple[Any, ...]]]
 # What is new in every reply and means nothing.
 _REPLY_ID = re.compile(rb'"responseId":\s*"[^"]*"')
 
@@ -38,8 +41,10 @@ def key_of(interaction: Interaction) -> tuple[str, str, str, bytes]:
     return read_request(interaction.method, interaction.uri, interaction.body).key("body")
 
 
-def in_order(kept: Iterable[Kept]) -> list[Interaction]:
-    """As they were asked; the branches of one step one after the other, by LangGraph's path, whichever was faster."""
+def in_order(kept: Iterable[Kept], places: Places | None = None) -> list[Interaction]:
+    """As they were asked; the branches of one step one after the other, by LangGraph's path, whichever was faster.
+    `places` tells those of the nodes that subgraphs ran in: their calls do not."""
+    known = places or {}
     branches: dict[str, list[Kept]] = {}
     for found in sorted(kept, key=lambda found: found.number):
         outer = (found.caller.namespace or "").partition("|")[0]
@@ -48,36 +53,39 @@ def in_order(kept: Iterable[Kept]) -> list[Interaction]:
     end = float("-inf")
     for branch in sorted(branches.values(), key=lambda branch: min(found.started for found in branch)):
         after = min(found.started for found in branch) >= end
-        if not blocks or (after and not _of_one_step([*blocks[-1], branch])):
+        if not blocks or (after and not _of_one_step([*blocks[-1], branch], known)):
             blocks.append([])
         blocks[-1].append(branch)
         end = max(end, *(found.ended for found in branch))
-    parted = chain.from_iterable(sorted(block, key=_branch_order) for block in blocks)
+    parted = chain.from_iterable(sorted(block, key=lambda branch: _branch_order(branch, known)) for block in blocks)
     return [found.interaction for branch in parted for found in branch]
 
 
-def _of_one_step(branches: Sequence[Sequence[Kept]]) -> bool:
+def _place(caller: Caller, places: Places) -> tuple[int | None, tuple[Any, ...]] | None:
+    """Step and path of the outermost node that a call was made in; None of one that is not known, for a subgraph's
+    calls bear that graph's own."""
+    outer, _, inner = (caller.namespace or "").partition("|")
+    return places.get(outer) if inner or outer in places else (caller.step, caller.path)
+
+
+def _of_one_step(branches: Sequence[Sequence[Kept]], places: Places) -> bool:
     """Branches may be of one step and never overlap: each was answered before the next one asked."""
-    callers = [branch[0].caller for branch in branches]
-    if any(caller.step is None or _inside(caller) for caller in callers):
+    found = [_place(branch[0].caller, places) for branch in branches]
+    known = [place for place in found if place is not None and place[0] is not None]
+    if len(known) < len(found):
         return False
-    paths = [path_order(caller.path) for caller in callers]
-    return len({caller.step for caller in callers}) == 1 and len(set(paths)) == len(paths)
+    paths = [path_order(path) for _, path in known]
+    return len({step for step, _ in known}) == 1 and len(set(paths)) == len(paths)
 
 
-def _inside(caller: Caller) -> bool:
-    """Whether it is a subgraph's: its step and its path are that graph's own."""
-    return "|" in (caller.namespace or "")
-
-
-def _branch_order(branch: Sequence[Kept]) -> tuple[object, ...]:
+def _branch_order(branch: Sequence[Kept], places: Places) -> tuple[object, ...]:
     first = branch[0]
     if not first.caller.namespace:
         return (False, "", (), (), first.number)
-    name = first.caller.namespace.partition(":")[0]
-    if _inside(first.caller):
+    name, place = first.caller.namespace.partition(":")[0], _place(first.caller, places)
+    if place is None:
         return (True, name, (), key_of(first.interaction), first.number)
-    return (True, name, path_order(first.caller.path), (), first.number)
+    return (True, name, path_order(place[1]), (), first.number)
 
 
 def kept_as_before(new: Sequence[Interaction], before: Iterable[Interaction]) -> list[Interaction]:

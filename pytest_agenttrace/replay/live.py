@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,12 +20,13 @@ from pytest_agenttrace.environment import dummy_key
 from pytest_agenttrace.ignoring import NOTHING_IGNORED, Ignore
 from pytest_agenttrace.network import Refusal, allowed, guarded
 from pytest_agenttrace.replay.adopting import Adopter
-from pytest_agenttrace.replay.arranging import Kept
+from pytest_agenttrace.replay.arranging import Kept, key_of
 from pytest_agenttrace.replay.cassette import Interaction, scrub_uri, shown_path
 from pytest_agenttrace.replay.credentials import dummy_credentials, dummy_sent, token_reply
 from pytest_agenttrace.replay.faults import Fault, Faults, Unreached
 from pytest_agenttrace.replay.filters import Filters
 from pytest_agenttrace.replay.injecting import altered_call, call_of, deliver, fail, stand_in
+from pytest_agenttrace.replay.log import Log, Refused
 from pytest_agenttrace.replay.matching import (
     Match,
     Recorded,
@@ -49,14 +51,6 @@ from pytest_agenttrace.threads import THREADS, caller
 from pytest_agenttrace.wire import decode_body, parse_endpoint, read_call
 
 __all__ = ["GeminiCassette", "Opening", "Refused", "call_of"]
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A connection that replay refused: the node that asked for it, and what to tell."""
-
-    node: str | None
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +115,7 @@ class GeminiCassette:
         # What was there before this test.
         self.before: tuple[Recorded, ...] = found or ()
         set_aside = read_recordings(partial_path(path)) if opening.mode == "missing" else None
-        entries = [*self.before, *renumbered(set_aside or (), len(self.before))]
+        entries = resumed(self.before, set_aside or ())
         self._recordings = Recordings(entries if opening.mode != "record" else (), opening.match, opening.ignore)
         self._recorder = Recorder(path, opening.shares)
         self._adopter = Adopter(path)
@@ -129,18 +123,12 @@ class GeminiCassette:
         self._allows = allowed(opening.hosts)
         self._others = Others(opening.hosts, [e.request.url for e in entries if e.request.endpoint is None])
         self._lock = threading.RLock()
-        self._count = 0
-        self._calls: list[Call] = []
-        self._misses: list[Miss] = []
+        self._log = Log()
         # While recording: requests under way, and what the file answers them.
         self._started: WeakKeyDictionary[Any, _Begun] = WeakKeyDictionary()
         self._pending: dict[int, Request] = {}
-        self._passed_by: dict[str, None] = {}
-        self._refused: dict[Refused, None] = {}
         self._replies: RecordedReplies | None = None
         self._answered: set[tuple[str, str, str, bytes]] = set()
-        # The calls that were really made, by their numbers.
-        self._made: dict[int, Call] = {}
         # Who answers while recording; None is who was asked.
         self._upstream: Upstream | None = None
         self._opened = ExitStack()
@@ -151,8 +139,7 @@ class GeminiCassette:
     @property
     def calls(self) -> tuple[Call, ...]:
         """Every answered exchange with the Gemini API, in the order they were asked."""
-        with self._lock:
-            return tuple(sorted(self._calls, key=lambda call: call.index))
+        return self._log.calls
 
     @property
     def age(self) -> int | None:
@@ -163,12 +150,12 @@ class GeminiCassette:
     @property
     def made(self) -> tuple[Call, ...]:
         """The calls that were really made while recording, as they were answered."""
-        with self._lock:
-            return tuple(self._made[index] for index in sorted(self._made))
+        return self._log.made
 
     @property
-    def adopted(self) -> tuple[tuple[int, str], ...]:
-        """The replies whose request was rewritten, by their numbers in the file, and what changed in it."""
+    def adopted(self) -> tuple[tuple[int, str, str], ...]:
+        """The replies whose request was rewritten, by their numbers in the file; what changed in it, in full and
+        without the words round it."""
         return self._adopter.changes
 
     @property
@@ -179,8 +166,7 @@ class GeminiCassette:
     @property
     def misses(self) -> tuple[Miss, ...]:
         """Every request without a recorded reply, whatever became of its exception."""
-        with self._lock:
-            return tuple(sorted(self._misses, key=lambda miss: miss.number))
+        return self._log.misses
 
     @property
     def unused(self) -> tuple[Unused, ...]:
@@ -216,24 +202,38 @@ class GeminiCassette:
     @property
     def passed_by(self) -> tuple[str, ...]:
         """Hosts that were spoken to while recording and are none of the model's: not written."""
-        with self._lock:
-            return tuple(self._passed_by)
+        return self._log.passed_by
 
     @property
     def refused(self) -> tuple[Refused, ...]:
         """Connections that replay has refused, each node and place once, whatever became of the error."""
-        with self._lock:
-            return tuple(self._refused)
+        return self._log.refused
 
     @property
     def asked(self) -> int:
         """How many requests and connections there were, answered or not."""
-        with self._lock:
-            return self._count + len(self._refused)
+        return self._log.asked
 
     def __repr__(self) -> str:
         state = {"replay": "replaying", "adopt": "adopting"}.get(self.mode, "recording")
         return f"<GeminiCassette {shown_path(self.path)}: {state}, {len(self.calls)} calls>"
+
+    def place(self, places: Mapping[str, tuple[int | None, tuple[Any, ...]]]) -> None:
+        """Where LangGraph ran the executions of this test, by their namespaces: step and path. Calls of subgraphs know
+        their own graph's only, and branches stand in the file by the outer one's."""
+        self._recorder.places = dict(places)
+
+    def before_and_now(self) -> tuple[list[Call], list[Call]]:
+        """The calls that this recording replaces, and those that stand for them. Of a cassette that others share only
+        what was asked again is known to be this test's."""
+        old = [entry for entry in self.before if entry.request.endpoint is not None]
+        if self._opening.shares is None:
+            return list(map(call_of, old)), list(self.calls)
+        again = {kept.number: key_of(kept.interaction) for kept in self._recorder.kept}
+        asked, there = Counter(again.values()), Counter(entry.request.key("body") for entry in old)
+        mine = [entry for entry in old if _counted_down(asked, entry.request.key("body"))]
+        now = [call for call in self.calls if call.index in again and _counted_down(there, again[call.index])]
+        return list(map(call_of, mine)), now
 
     def record_from(self, upstream: Upstream, scratch: Path | None = None) -> None:
         """While recording, ask a server on loopback, which runs until the cassette is closed: every call to the model
@@ -247,6 +247,8 @@ class GeminiCassette:
         for opened in (dummy_key(), dummy_credentials(scratch), guarded(self._allows, self._refuse), upstream):
             self._opened.enter_context(opened)
         self._replies, self._upstream = self._opened.enter_context(no_waiting()), upstream
+        # A script costs nothing, and goes on only where it is asked.
+        self._recordings = Recordings((), self._opening.match, self._opening.ignore)
 
     # What vcrpy's stubs ask, in this order: admit, then play or (send, then) keep.
 
@@ -280,7 +282,7 @@ class GeminiCassette:
                 fault = self._faults.claim(caller(), endpoint)
                 stands = fault is not None and fault.stands
                 entry = self._recordings.take(asked) if not stands else None
-                number = self._next() if endpoint is not None else self._count
+                number = self._log.next() if endpoint is not None else self._log.count
                 expected = self._afford(asked, entry, number) if not stands else None
                 self._started[request] = _Begun(number, at, asked, entry, expected, fault)
                 if entry is None and endpoint is not None and not stands:
@@ -317,7 +319,7 @@ class GeminiCassette:
         with self._lock:  # at once: equal requests are numbered in the order of their replies
             fault = begun.fault if begun is not None else self._faults.claim(asking, asked.endpoint)
             if fault is not None and fault.stands and asked.endpoint is not None:
-                number = begun.number if begun is not None else self._next()
+                number = begun.number if begun is not None else self._log.next()
                 if self._replies is not None:
                     self._replies.served(request.uri)
                 return self._stand_in(fault, asked, asked.endpoint, number, asking)
@@ -325,15 +327,14 @@ class GeminiCassette:
             number = begun.number if begun is not None else self._number(asked, entry)
         if entry is None:
             miss = self._miss(asked, number, asking)
-            with self._lock:
-                self._misses.append(miss)
+            self._log.missed(miss)
             raise CassetteMiss(miss.text, asking.node, number)
         if self._replies is not None:
             self._replies.served(request.uri)
         if asked.endpoint is None:
             self._others.keep(asking, request.method, request.uri, entry.status)
         else:
-            self._answer(asked.endpoint, number, asking, entry, fault)
+            self._answer(asked, asked.endpoint, number, asking, entry, fault)
         if begun is not None:
             self._recorder.replayed(Kept(number, entry.interaction, asking, begun.at, time.perf_counter()))
         if self.mode == "adopt" and entry.request.digest() != asked.digest():
@@ -348,7 +349,7 @@ class GeminiCassette:
         if spared is not None:
             self._spared.add(spared.number)
         reply, call = stand_in(fault, number, asking, endpoint, spared)
-        self._calls.append(call)
+        self._log.answered(call, asked.key("body"))
         return reply if reply is not None else fail(fault)
 
     def _ask_script(self, request: Any, upstream: Upstream, fault: Fault | None) -> dict[str, Any]:
@@ -371,10 +372,10 @@ class GeminiCassette:
         """Raise the miss of a request that nobody answers; the cassette stays as it was."""
         with self._lock:
             begun = self._started.pop(request, None)
-            number = begun.number if begun is not None else self._next()
+            number = begun.number if begun is not None else self._log.next()
             self._pending.pop(number, None)
             miss = word_miss(asking, number, parse_endpoint(request.uri), problem, None, evidence, "", "")
-            self._misses.append(miss)
+            self._log.missed(miss)
         raise CassetteMiss(miss.text, asking.node, number)
 
     def _take(self, asked: Request, asking: Caller) -> Recorded | None:
@@ -383,9 +384,11 @@ class GeminiCassette:
         return self._recordings.take(asked)
 
     def _number(self, asked: Request, entry: Recorded | None) -> int:
-        return self._next() if entry is None or asked.endpoint is not None else 0
+        return self._log.next() if entry is None or asked.endpoint is not None else 0
 
-    def _answer(self, endpoint: Endpoint, number: int, asking: Caller, entry: Recorded, fault: Fault | None) -> None:
+    def _answer(
+        self, asked: Request, endpoint: Endpoint, number: int, asking: Caller, entry: Recorded, fault: Fault | None
+    ) -> None:
         call = read_call(
             number,
             asking,
@@ -396,8 +399,8 @@ class GeminiCassette:
             duration=entry.duration,
             at=time.time(),
         )
-        with self._lock:
-            self._calls.append(call if fault is None else altered_call(fault, call, entry.reply))
+        altered = call if fault is None else altered_call(fault, call, entry.reply)
+        self._log.answered(altered, asked.key("body"))
 
     def _keep(self, request: Any, response: Mapping[str, Any]) -> None:
         """An exchange that was really made: written where it is one with the model or with a host that the user
@@ -408,8 +411,7 @@ class GeminiCassette:
         if self._upstream is not None and self._scripted(request):
             host = host_of(self._upstream.url)
         if not self._is_ours(request.uri):
-            with self._lock:
-                self._passed_by.setdefault(host)
+            self._log.pass_by(host)
             return
         with self._lock:
             begun = self._started.pop(request, None) or self._begun_unseen(request)
@@ -440,10 +442,9 @@ class GeminiCassette:
                 duration=duration,
                 at=now.timestamp(),
             )
-            with self._lock:
-                fault, plain = begun.fault, plain_reply(interaction.reply, interaction.reply_headers)
-                self._calls.append(call if fault is None else altered_call(fault, call, plain))
-                self._made[begun.number] = call
+            fault, plain = begun.fault, plain_reply(interaction.reply, interaction.reply_headers)
+            altered = call if fault is None else altered_call(fault, call, plain)
+            self._log.answered(altered, begun.asked.key("body"), made=call)
             self._purse.settle(call, begun.expected)
         self._recorder.made(
             Kept(begun.number, interaction, asking, begun.at, begun.at + duration), host, model=endpoint is not None
@@ -451,12 +452,7 @@ class GeminiCassette:
 
     def _begun_unseen(self, request: Any) -> _Begun:
         """What vcrpy has not asked for before it was sent."""
-        return _Begun(self._next(), time.perf_counter(), self._asked(request), None, None)
-
-    def _next(self) -> int:
-        with self._lock:
-            self._count += 1
-            return self._count
+        return _Begun(self._log.next(), time.perf_counter(), self._asked(request), None, None)
 
     def _afford(self, asked: Request, entry: Recorded | None, number: int) -> Decimal | None:
         """USD set apart for a call that is to be made; None where nothing limits it. Raises where it would be too
@@ -465,11 +461,11 @@ class GeminiCassette:
             return None
         asking = caller()
         try:
-            return self._purse.set_apart(asked, asking, self._calls)
+            return self._purse.set_apart(asked, asking, self._log.calls)
         except TooDear as error:
             said = [str(asked), str(error)]
         miss = word_miss(asking, number, asked.endpoint, LIMIT, None, said, GO_ON, self._command("missing"))
-        self._misses.append(miss)
+        self._log.missed(miss)
         raise CassetteMiss(miss.text, asking.node, number)
 
     def _refuse_late(self, request: Any) -> None:
@@ -499,7 +495,7 @@ class GeminiCassette:
             return None
         with self._lock:
             unanswered = [number for number, asked in self._pending.items() if asked.key("body") not in self._answered]
-        if not unanswered and not self._misses and not (self._given_up and not self._missing):
+        if not unanswered and not self.misses and not (self._given_up and not self._missing):
             return None
         why = f": no reply came to call {', '.join(map(str, unanswered))}" if unanswered else ""
         shown = shown_path(self.path)
@@ -514,7 +510,7 @@ class GeminiCassette:
         self._closed = True
         if self.recording:
             self._recorder.close(complete=self.incomplete is None)
-        elif self.mode == "adopt" and not self._misses and not self._given_up:
+        elif self.mode == "adopt" and not self.misses and not self._given_up:
             self._adopter.close()
 
     def _command(self, option: str = "") -> str:
@@ -551,15 +547,14 @@ class GeminiCassette:
         return read_exchange(request, response, duration, self._opening.secrets)
 
     def _refuse_channel(self, host: str) -> NoReturn:
-        asking, number = caller(), self._next()
+        asking, number = caller(), self._log.next()
         said = [
             f"a channel to {host}",
             'Where the client takes one: transport="rest". ChatGoogleGenerativeAI speaks REST since version 4.',
         ]
         problem = "gRPC cannot be recorded: use the REST transport"
         miss = word_miss(asking, number, None, problem, None, said, "", "")
-        with self._lock:
-            self._misses.append(miss)
+        self._log.missed(miss)
         raise CassetteMiss(miss.text, asking.node, number)
 
     def _refuse(self, refusal: Refusal) -> str:
@@ -569,11 +564,22 @@ class GeminiCassette:
             self._late(f"{text}, late")
             return f"{text}: its test has ended"
         out = f'If it is meant: @pytest.mark.agent_trace(hosts=["{refusal.place}"])'
-        with self._lock:
-            self._refused.setdefault(Refused(node, f"{text}\n  replay speaks to loopback only. {out}"))
-        return f"{text}: replay speaks to loopback only"
+        only = "only loopback is spoken to" if self.recording else "replay speaks to loopback only"
+        self._log.refuse(Refused(node, f"{text}\n  {only}. {out}"))
+        return f"{text}: {only}"
 
 
-def renumbered(entries: Sequence[Recorded], behind: int) -> list[Recorded]:
-    """The entries of another file, as if they stood behind so many of the first one."""
-    return [dataclasses.replace(entry, number=behind + entry.number) for entry in entries]
+def _counted_down(left: Counter[Any], key: Any) -> bool:
+    """Take one of a key; False where none is left."""
+    if not left[key]:
+        return False
+    left[key] -= 1
+    return True
+
+
+def resumed(before: Sequence[Recorded], aside: Sequence[Recorded]) -> list[Recorded]:
+    """A file and the replies that an incomplete recording of it has set aside: these were paid for last, and stand for
+    as many older ones to the same request. They are numbered as if they stood behind the file's."""
+    newer = Counter(entry.request.key("body") for entry in aside)
+    kept = [entry for entry in before if not _counted_down(newer, entry.request.key("body"))]
+    return [*(dataclasses.replace(entry, number=len(before) + entry.number) for entry in aside), *kept]

@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from itertools import islice
 from typing import Any, Final
 
-__all__ = ["changes", "difference", "differing", "ranked", "shortened", "word_difference"]
+__all__ = ["changes", "difference", "differing", "edit_in", "ranked", "shortened", "word_difference"]
 
 # Bounds the cost of a comparison, in characters; requests with images are megabytes of base64.
 _COMPARED: Final = 100_000
@@ -22,6 +22,9 @@ _FIRST: Final = ("name", "contents", "content", "requests", "instances", "system
 # Words shown before the first difference, and from it on.
 _BEFORE, _AFTER = 5, 12
 _SHOWN: Final = 60
+
+
+_CHANGE = re.compile(r"\[-.*?-\]|\{\+.*?\+\}")
 
 
 class _Absent:
@@ -140,6 +143,12 @@ def changes(recorded: bytes, asked: bytes) -> list[str]:
             old, new = (("absent" if value is ABSENT else _value(value)) for value in _both(found))
             told.append(f"{path} {old} -> {new}")
     return told
+
+
+def edit_in(line: str) -> str:
+    """The words that changed, `[-300-]{+400+}`, without those round them, which a template fills in; "" where none
+    did."""
+    return "".join(_CHANGE.findall(line))
 
 
 def _both(found: _Found) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pytest_agenttrace.calls import Caller, Endpoint
+from pytest_agenttrace.replay.mismatch import edit_in
 
 __all__ = ["CassetteMiss", "Miss", "word_miss"]
 
@@ -20,7 +21,6 @@ FIRST = "Record it:"
 GO_ON = "Raise the limit, and go on from what was recorded:"
 LIMIT = "not asked: it would pass the limit of --agenttrace-record-limit"
 _NUMBER = re.compile(r"(?<=nearest recorded: )call \d+, ")
-_CHANGE = re.compile(r"\[-.*?-\]|\{\+.*?\+\}")
 _INDEX = re.compile(r"\[\d+\]")
 
 
@@ -86,6 +86,6 @@ def _edit(problem: str, evidence: Sequence[str]) -> str:
     """The words that changed, without those round them: a template's other words are different in each test, and so
     are dates and ids."""
     volatile = any("differs only by" in line for line in evidence)
-    changes = [(line, "".join(_CHANGE.findall(line))) for line in evidence]
+    changes = [(line, edit_in(line)) for line in evidence]
     lines = [change or line for line, change in changes if not (volatile and change)]
     return "\n".join([problem, *(_INDEX.sub("[]", line) for line in lines)])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_agenttrace.locking import LockTimeout, locked
-from pytest_agenttrace.replay.arranging import Kept, in_order, kept_as_before, key_of, without
+from pytest_agenttrace.replay.arranging import Kept, Places, in_order, kept_as_before, key_of, without
 from pytest_agenttrace.replay.cassette import (
     CassetteError,
     CassetteFile,
@@ -69,6 +69,8 @@ class Recorder:
         self._other_hosts: set[str] = set()
         # The partial file as it was written last, what it holds, and whose replies were there before.
         self._aside: tuple[tuple[int, int, int] | None, list[Interaction], set[str]] = (None, [], set())
+        # Where LangGraph ran what, by namespace: step and path.
+        self.places: Places = {}
         # Why replies could not be set aside.
         self.trouble: list[str] = []
 
@@ -77,6 +79,12 @@ class Recorder:
         """How many exchanges were really made."""
         with self._lock:
             return len(self._paid)
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """Every exchange so far, from the file or really made."""
+        with self._lock:
+            return tuple(self._kept)
 
     def replayed(self, kept: Kept) -> None:
         """One that was answered from the file."""
@@ -115,7 +123,7 @@ class Recorder:
     def close(self, *, complete: bool) -> bool:
         """Put the recording into its place where it is complete; whether the file is up to date."""
         with self._lock:
-            kept, paid = list(self._kept), list(self._paid)
+            kept, paid, places = list(self._kept), list(self._paid), self.places
         if not kept:
             return True
         if not complete:
@@ -123,7 +131,7 @@ class Recorder:
         with _alone_with(self._path):
             before = _load(self._path)
             old = before.interactions if before is not None else ()
-            mine = kept_as_before(in_order(kept), old)
+            mine = kept_as_before(in_order(kept, places), old)
             everything = mine if self._shares is None else _with_others(self._path, self._shares, mine, old)
             if everything != list(old):
                 save_cassette(self._path, everything, self._meta(everything))
