@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,29 @@ def test_subgraphs_side_by_side_stand_by_what_they_ask() -> None:
         ]
         orders.add(tuple(names(kept)))
     assert len(orders) == 1
+
+
+@pytest.mark.parametrize("times", [SLOW, FAST], ids=["at once", "one after the other"])
+def test_subgraphs_side_by_side_stand_by_the_path_of_their_nodes_where_that_is_known(
+    times: list[tuple[float, float]],
+) -> None:
+    """Whatever they ask: one changed word moves nothing."""
+    places: dict[str, tuple[int | None, tuple[Any, ...]]] = {
+        f"sub:{index}": (2, ("__pregel_push", index, False)) for index in range(3)
+    }
+    for some in permutations(range(3)):
+        for word in ("short", "long"):
+            kept = [
+                asked(
+                    f"{index} {word}",
+                    number,
+                    Caller("ask", 1, f"sub:{index}|ask:{number}", ("__pregel_pull", "ask")),
+                    *at,
+                )
+                for number, (index, at) in enumerate(zip(some, times, strict=True))
+            ]
+            found = [interaction.body.decode() for interaction in in_order(kept, places)]
+            assert found == [f"{index} {word}" for index in range(3)]
 
 
 def test_subgraphs_one_after_the_other_stand_as_they_were_asked() -> None:

@@ -148,6 +148,21 @@ def test_replies_set_aside_twice_are_all_kept(path: Path) -> None:
     assert record(path, "three", "two", "one", mode="missing") == []
 
 
+def test_what_was_paid_for_last_stands_for_what_was_there(path: Path) -> None:
+    """The same prompts asked anew, and not to the end: going on keeps the new replies, not the old ones."""
+    record(path, "one", "one", "two")
+    anew = GeminiServer(lambda asked: Reply(f"new: {asked.prompt}"))
+    with anew as server, open_cassette(path, Opening(mode="record")) as cassette:
+        ask(server.url, "one")
+        cassette.give_up()
+    assert prompts_of(partial_path(path)) == ["one"]
+    with open_cassette(path, Opening(mode="missing")):
+        assert [ask(NOWHERE, prompt) for prompt in ("one", "one", "two")] == ["new: one", "re: one", "re: two"]
+    assert not partial_path(path).exists()
+    with open_cassette(path):
+        assert [ask(NOWHERE, prompt) for prompt in ("one", "one", "two")] == ["new: one", "re: one", "re: two"]
+
+
 KILLED = """
 import dataclasses, os, random, signal, sys, time
 from pathlib import Path

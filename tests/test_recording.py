@@ -83,6 +83,108 @@ def test_a_recording_cut_short_leaves_the_old_one(folder: Path, clean_environmen
     assert b"three" in cassette.read_bytes()
 
 
+ENDS = """
+import operator
+import os
+from typing import Annotated, TypedDict
+
+import pytest
+from langchain_google_genai import ChatGoogleGenerativeAI
+from langgraph.graph import START, StateGraph
+from langgraph.types import Send
+
+def ask(prompt):
+    return ChatGoogleGenerativeAI(model="gemini-2.5-flash", max_retries=1).invoke(prompt).text
+
+def test_ends(agent_trace):
+    assert ask("First?")
+    if os.environ.get("END") == "xfail":
+        pytest.xfail("not today")
+    if os.environ.get("END") == "skip":
+        pytest.skip("not today")
+    assert ask("Second?")
+
+def test_hides_a_miss(agent_trace):
+    try:
+        ask("Never recorded")
+    except BaseException:
+        pytest.skip("no answer")
+
+class Said(TypedDict):
+    said: Annotated[list, operator.add]
+
+class State(Said, total=False):
+    topic: str
+
+def test_sections(agent_trace):
+    inner = StateGraph(State, output_schema=Said)
+    inner.add_node("ask", lambda state: {"said": [ask(f"{os.environ.get('WORD', 'Short')} on {state['topic']}")]})
+    inner.add_edge(START, "ask")
+    outer = StateGraph(State)
+    outer.add_node("section", inner.compile())
+    topics = ["sails", "kites", "looms", "bells"]
+    outer.add_conditional_edges(START, lambda state: [Send("section", {"topic": topic}) for topic in topics])
+    outer.compile().invoke({})
+"""
+
+
+def end(folder: Path, environment: dict[str, str], how: str, *arguments: str) -> str:
+    return record(folder, environment | {"END": how}, lambda asked: Reply(f"re: {asked.prompt}"), *arguments)
+
+
+@pytest.mark.parametrize(("how", "outcome"), [("xfail", "1 xfailed"), ("skip", "1 skipped")])
+def test_a_body_that_ends_early_replaces_nothing_and_says_so(
+    how: str, outcome: str, tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    (tmp_path / "test_ends.py").write_text(ENDS)
+    cassette = tmp_path / "cassettes" / "test_ends" / "test_ends.yaml"
+    assert "1 passed" in end(
+        tmp_path, clean_environment, "", "-k", "test_ends.py and test_ends and not miss and not sections"
+    )
+    whole = cassette.read_bytes()
+    ended = end(tmp_path, clean_environment, how, "-k", "test_ends.py and test_ends and not miss and not sections")
+    assert outcome in ended
+    assert cassette.read_bytes() == whole
+    assert (
+        "test_ends.py::test_ends: the recording is incomplete: cassettes/test_ends/test_ends.yaml is left as it was\n"
+        "  its reply lies in cassettes/test_ends/test_ends.partial.yaml: --agenttrace-record-missing goes on from there"
+    ) in ended
+
+
+def test_a_skip_hides_no_miss(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+    (tmp_path / "test_ends.py").write_text(ENDS)
+    ended = run(tmp_path, clean_environment | {"GOOGLE_API_KEY": "none"}, "-k", "hides")
+    assert "1 failed" in ended
+    assert "CassetteMiss: (no node), call 1: no cassette" in ended
+
+
+def test_branches_that_are_subgraphs_stand_as_they_were_sent(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+    (tmp_path / "test_ends.py").write_text(ENDS)
+    cassette = tmp_path / "cassettes" / "test_ends" / "test_sections.yaml"
+    for word in ("Short", "Brief", "Long"):
+        said = end(tmp_path, clean_environment | {"WORD": word}, "", "-k", "sections")
+        assert "1 passed" in said, said
+        topics = re.findall(rf"text: {word} on (\\w+)", cassette.read_text())
+        assert topics == ["sails", "kites", "looms", "bells"]
+
+
+def test_a_shared_cassette_is_compared_with_what_was_asked_again(
+    folder: Path, clean_environment: dict[str, str]
+) -> None:
+    def script(words: int) -> Script:
+        return {
+            f"Summarise {name}": Reply(f"{name} in short", usage={"promptTokenCount": 3, "candidatesTokenCount": words})
+            for name in "abc"
+        }
+
+    shared = ("-k", "shared", "-rP")
+    assert "Captured recording" not in record(folder, clean_environment, script(5), *shared)
+    assert "Captured recording" not in record(folder, clean_environment, script(5), *shared)
+    changed = record(folder, clean_environment, script(7), *shared)
+    assert changed.count("(no node) 8 -> 10 tokens") == 3
+    assert changed.count("run 8 -> 10 tokens") == 3
+
+
 AGAIN = """
 import os
 

@@ -468,7 +468,7 @@ def test_by_order_bodies_do_not_count_but_paths_do(here: Path) -> None:
     assert text == (
         "(no node), call 4: no recorded reply\n"
         "  POST gemini-2.5-flash:generateContent\n"
-        f'  2 replies recorded for {MODEL_PATH}, all replayed (match="order")\n'
+        f'  2 replies recorded for {MODEL_PATH.removeprefix("/v1beta")}, all replayed (match="order")\n'
         "  If the prompt changed on purpose, record again:\n"
         f"    {COMMAND} --agenttrace-record"
     )
