@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import operator
 from typing import TypedDict
 
-import httpx
 from google.genai.errors import UnknownApiResponseError
 from langchain_core.messages import BaseMessage
 from langchain_google_genai import ChatGoogleGenerativeAI
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import RetryPolicy
 
+# google-genai speaks through httpx2 since version 3, through httpx before.
+TRANSPORTS = [importlib.import_module(name) for name in ("httpx", "httpx2") if importlib.util.find_spec(name)]
 # What the client does not try again by itself.
-BROKEN = (httpx.TransportError, json.JSONDecodeError, UnknownApiResponseError)
+BROKEN = (*(http.TransportError for http in TRANSPORTS), json.JSONDecodeError, UnknownApiResponseError)
 
 
 class Article(TypedDict, total=False):
