@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import unittest
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from decimal import Decimal
 from hashlib import blake2b
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import MlflowStore
 
-_FIXTURES = ("agent_trace", "mlflow_store", "gemini_cassette", "gemini_server", "agenttrace_config")
+_FIXTURES = ("agent_trace", "mlflow_store", "mlflow_seed", "gemini_cassette", "gemini_server", "agenttrace_config")
 _BUDGET = (
     "budget(node=None, /, *, tokens, input_tokens, output_tokens, cost, llm_calls, tool_calls): "
     "inclusive limits for a node, or for the whole run; cost in USD, as text or Decimal. "
@@ -158,9 +158,16 @@ def agenttrace_config() -> Mapping[str, Any]:
     return {}
 
 
+@pytest.fixture(scope="session")
+def mlflow_seed() -> Callable[[], object] | None:
+    """What every test's MLflow store begins with: override it, in the same scope, to return a function that registers
+    prompts and models, logs runs, ... It is called once, before the first test that has a store."""
+    return None
+
+
 @pytest.fixture
-def mlflow_store(request: pytest.FixtureRequest) -> Iterator[MlflowStore]:
-    """A real SQLite MLflow store, empty, with autolog on; MLflow's global state is restored afterwards.
+def mlflow_store(request: pytest.FixtureRequest, mlflow_seed: Callable[[], object] | None) -> Iterator[MlflowStore]:
+    """A real SQLite MLflow store, empty but for `mlflow_seed`, with autolog on; MLflow's global state is restored afterwards.
 
     `uri`, `path`, `experiment_id`, `artifacts`, `traces()` (MLflow's own entities), `requested` (what
     the code asked of MLflow's global state and did not get).
@@ -171,7 +178,12 @@ def mlflow_store(request: pytest.FixtureRequest) -> Iterator[MlflowStore]:
     opened = (
         request.config.stash[SESSION]
         .factory()
-        .open(request.node.nodeid, autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline)
+        .open(
+            request.node.nodeid,
+            autolog=settings.autolog,
+            run_tracer_inline=settings.run_tracer_inline,
+            seed=mlflow_seed,
+        )
     )
     try:
         with opened as store:
@@ -255,7 +267,7 @@ def agent_trace(
     """
     from pytest_agenttrace.capture import AgentTrace
 
-    trace = AgentTrace(mlflow_store, gemini_cassette, _settings(request).tolerance.forgives)
+    trace = AgentTrace(mlflow_store, gemini_cassette, _settings(request).tolerance)
     _run(request.node).trace = trace
     return trace
 
@@ -420,12 +432,13 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
         return
     text = verdict.text
     if error is not None:
-        from pytest_agenttrace.capture import cut_traceback, miss_in
+        from pytest_agenttrace.capture import cut_traceback, own_words
 
         cut_traceback(error)
-        if not miss_in(error) or any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):
+        words = own_words(error)
+        if words is None or any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):
             return
-        text = text or f"CassetteMiss: {error}"
+        text = text or words
     if text:
         raise pytest.fail.Exception(text, pytrace=False) from None
 

@@ -171,5 +171,6 @@ class Run:
 
 
 def _answered(request: str) -> str:
-    answer = "tracing was switched off" if "autolog(" in request else "redirected to the temporary store"
+    off = "autolog(" in request or request.endswith(".disable()")
+    answer = "tracing was switched off" if off else "redirected to the temporary store"
     return f"{request}: {answer}"
