@@ -16,6 +16,8 @@ PACKAGE = Path(pytest_agenttrace.__file__).parent
 # Top first. A room imports only from floors below its own, never from one beside it.
 FLOORS = (
     ("__init__", "plugin"),
+    ("scoped",),
+    ("opening",),
     ("collect", "summary", "options"),
     ("testrun",),
     ("capture", "session", "rerecord"),
@@ -64,7 +66,7 @@ IMPORTERS = {
     "vcr": {"replay"},
     "genai_prices": {"prices"},
     # The last two for types only.
-    "pytest": {"plugin", "collect", "summary", "options"},
+    "pytest": {"plugin", "scoped", "opening", "collect", "summary", "options"},
     "_pytest": set[str](),
 }
 
