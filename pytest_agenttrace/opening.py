@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +19,7 @@ from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 if TYPE_CHECKING:
     from pytest_agenttrace.replay import Opening, Shares
 
-__all__ = ["OPEN", "cassette_of", "hold_back", "named_path", "opening_of", "own_path"]
+__all__ = ["OPEN", "cassette_of", "fixture_value", "hold_back", "named_path", "opening_of", "own_path"]
 
 # What is open until pytest ends.
 OPEN = pytest.StashKey[ExitStack]()
@@ -66,7 +66,7 @@ def _outside(path: Path, root: Path) -> Path:
 
 
 def opening_of(
-    request: pytest.FixtureRequest, settings: Settings, target: str, shares: Shares | None = None
+    request: pytest.FixtureRequest, item: pytest.Item, settings: Settings, target: str, shares: Shares | None = None
 ) -> Opening:
     """How a cassette is opened for a test, or for a run of several; `target` is what pytest runs to record it."""
     from pytest_agenttrace.prices import price_call
@@ -80,7 +80,7 @@ def opening_of(
         settings.hosts,
         settings.order,
         settings.secrets,
-        filters=_vcr_config(request),
+        filters=_vcr_config(request, item),
         command=f"pytest {shlex.quote(target)}",
         shares=shares,
         late=session.late.append,
@@ -89,13 +89,25 @@ def opening_of(
     )
 
 
-def _vcr_config(request: pytest.FixtureRequest) -> Mapping[str, Any]:
+def _vcr_config(request: pytest.FixtureRequest, item: pytest.Item) -> Mapping[str, Any]:
     """What pytest-recording's users filter out of their cassettes, where it is installed."""
     beside = request.config.pluginmanager.hasplugin("recording") or request.config.pluginmanager.hasplugin(
         "pytest_recording.plugin"
     )
-    found = request.getfixturevalue("vcr_config") if beside else {}
+    found = fixture_value(request, item, "vcr_config") if beside else {}
     return found if isinstance(found, Mapping) else {}
+
+
+def fixture_value(request: pytest.FixtureRequest, item: pytest.Item, fixture: str) -> Any:
+    """What a fixture gives, also one of a narrower scope, as its test sees it."""
+    try:
+        return request.getfixturevalue(fixture)
+    except pytest.fail.Exception:
+        # Not public: without it the fixture needs the wider scope.
+        get: Callable[[str], Any] | None = getattr(getattr(item, "_request", None), "getfixturevalue", None)
+        if get is None:
+            raise
+        return get(fixture)
 
 
 def hold_back(config: pytest.Config) -> None:

@@ -118,7 +118,7 @@ def mlflow_seed() -> Callable[[], object] | None:
 
 @pytest.fixture
 def mlflow_store(request: pytest.FixtureRequest, mlflow_seed: Callable[[], object] | None) -> Iterator[MlflowStore]:
-    """A real SQLite MLflow store, empty but for the seed, with autolog on; MLflow's global state is restored afterwards.
+    """A real SQLite MLflow store, empty but for the seed, autolog on; MLflow's global state is restored afterwards.
 
     `uri`, `path`, `experiment_id`, `artifacts`, `traces()` (MLflow's own entities), `requested` (what
     the code asked of MLflow's global state and did not get).
@@ -162,7 +162,7 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
     mode = mode_of(request.config)
     session = request.config.stash[SESSION]
     shares = None if run.own else Shares(session.parts, item.nodeid)
-    how = opening_of(request, settings, item.nodeid, shares)
+    how = opening_of(request, item, settings, item.nodeid, shares)
     opened = open_cassette(path, how, scratch=session.root)
     try:
         scripted = "gemini_server" in request.fixturenames

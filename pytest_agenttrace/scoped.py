@@ -7,7 +7,7 @@ budgets, are theirs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 
 from pytest_agenttrace.collect import LIMITS, SESSION, named_by_tests
 from pytest_agenttrace.environment import dummy_key
-from pytest_agenttrace.opening import hold_back, named_path, opening_of, own_path
+from pytest_agenttrace.opening import fixture_value, hold_back, named_path, opening_of, own_path
 from pytest_agenttrace.options import max_age_of
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 from pytest_agenttrace.testrun import Run
@@ -230,8 +230,10 @@ def _opened(run: Run, place: _Place, request: pytest.FixtureRequest, *, named: b
     else:
         path = named_path(place.file, settings.cassette)
         run.own = named and session.knows_all(path) and not named_by_tests(request.config, path.resolve())
-    how = opening_of(request, settings, place.target, None if run.own else Shares(session.parts, place.name))
-    seed = _value(request, place.item, "mlflow_seed")
+    how = opening_of(
+        request, place.item, settings, place.target, None if run.own else Shares(session.parts, place.name)
+    )
+    seed = fixture_value(request, place.item, "mlflow_seed")
     with (
         session.factory().open(
             place.name, autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline, seed=seed
@@ -266,23 +268,11 @@ def _judge(run: Run, error: BaseException | None) -> None:
 
 
 def _settings(given: Mapping[str, Any], place: _Place, request: pytest.FixtureRequest) -> Settings:
-    config = _value(request, place.item, "agenttrace_config")
+    config = fixture_value(request, place.item, "agenttrace_config")
     try:
         return read_settings([("agent_run", given), ("agenttrace_config", config)])
     except SettingsError as error:
         raise pytest.fail.Exception("\n".join(error.problems), pytrace=False) from None
-
-
-def _value(request: pytest.FixtureRequest, item: pytest.Item, fixture: str) -> Any:
-    """What a fixture gives, also one of a narrower scope, as its test sees it."""
-    try:
-        return request.getfixturevalue(fixture)
-    except pytest.fail.Exception:
-        # Not public: without it the fixture needs the wider scope.
-        get: Callable[[str], Any] | None = getattr(getattr(item, "_request", None), "getfixturevalue", None)
-        if get is None:
-            raise
-        return get(fixture)
 
 
 def _parameter(request: pytest.FixtureRequest) -> str:

@@ -329,6 +329,14 @@ def test_two(article):
 """
 
 
+def test_a_run_beside_pytest_recording(project: Path) -> None:
+    """Its fixture vcr_config is of a test's scope."""
+    (project / "test_article.py").write_text(PROJECT.replace("agent_run()", 'agent_run("app.yaml")'))
+    plugins = ("pytest_agenttrace.plugin", "pytest_recording.plugin")
+    ran = run_pytest(project, "-q", "-o", "filterwarnings=", env=environment(), plugins=plugins)
+    assert ran.code == 0, ran.out
+
+
 def test_a_run_is_recorded_from_a_script(project: Path) -> None:
     (project / "conftest.py").write_text("")
     (project / "test_article.py").write_text(SCRIPTED)
