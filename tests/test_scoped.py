@@ -304,6 +304,24 @@ def test_a_run_under_xdist(project: Path, how: tuple[str, ...]) -> None:
     assert runs(project) == (2 if len(how) == 2 else 1 if "loadfile" in how else runs(project))
 
 
+def test_a_run_is_made_once_where_a_test_is_run_again(project: Path) -> None:
+    flaky = """
+
+tries = []
+
+
+def test_flaky(article):
+    tries.append(article.tokens)
+    assert len(tries) == 2
+"""
+    (project / "test_article.py").write_text(PROJECT.replace("agent_run()", 'agent_run("app.yaml")') + flaky)
+    plugins = ("pytest_agenttrace.plugin", "rerunfailures")
+    ran = run_pytest(project, "-q", "-o", "filterwarnings=", "--reruns", "1", env=environment(), plugins=plugins)
+    assert ran.code == 0, ran.out
+    assert "1 rerun" in ran.out
+    assert runs(project) == 1
+
+
 SCRIPTED = """
 import pytest
 from app import SAILS, app

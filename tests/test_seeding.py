@@ -82,10 +82,12 @@ def test_each_function_seeds_a_template_of_its_own(factory: StoreFactory) -> Non
 def test_no_prompt_of_one_test_is_given_to_the_next(factory: StoreFactory) -> None:
     import mlflow
 
-    for template in ("one", "two"):
-        with factory.open(template):
-            mlflow.genai.register_prompt(name="writer", template=template)
-            assert mlflow.genai.load_prompt("prompts:/writer@latest").template == template
+    with factory.open("first"):
+        mlflow.genai.register_prompt(name="writer", template="one")
+        assert mlflow.genai.load_prompt("prompts:/writer@latest").template == "one"
+        assert mlflow.genai.load_prompt("prompts:/writer/1").template == "one"
+    with factory.open("second"), pytest.raises(Exception, match="writer"):
+        mlflow.genai.load_prompt("prompts:/writer/1")
 
 
 def test_a_seed_that_fails_is_told_each_time_and_called_once(factory: StoreFactory) -> None:
