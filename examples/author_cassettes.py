@@ -8,11 +8,13 @@ fixture `gemini_server`, and the cassettes say so. The examples' tests know noth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 
-from pytest_agenttrace import GeminiServer, Reply
+from pytest_agenttrace import AgentRun, AgentTrace, GeminiServer, Reply
 
 
 def tokens(prompt: int, candidates: int, thoughts: int = 0) -> dict[str, int]:
@@ -80,6 +82,12 @@ def faults(server: GeminiServer) -> None:
     server.reply(Reply("".join(sail), usage=tokens(80, 138, 300), chunks=sail), node="write", model="gemini-2.5-flash")
 
 
+def one_run_many_asserts(server: GeminiServer) -> None:
+    server.reply(Reply(FACTS, usage=tokens(14, 227, 680)), node="research")
+    server.reply(Reply(ARTICLE, usage=tokens(241, 414, 412)), node="write")
+    server.reply(Reply("Sailing on Light", usage=tokens(92, 4)), node="headline")
+
+
 def racing_branches(server: GeminiServer) -> None:
     server.reply(Reply("It is light that pushes, not wind.", usage=tokens(19, 11, 120)), node="facts")
     server.reply(Reply("Say what pushes first.", usage=tokens(17, 6, 64)), node="style")
@@ -89,17 +97,38 @@ def racing_branches(server: GeminiServer) -> None:
 
 SCRIPTS: dict[str, Callable[[GeminiServer], None]] = {
     script.__name__: script
-    for script in (two_nodes, tool_loop, parallel_branches, loop_with_budget, async_nodes, faults, racing_branches)
+    for script in (
+        *(two_nodes, tool_loop, parallel_branches, loop_with_budget),
+        *(async_nodes, faults, racing_branches, one_run_many_asserts),
+    )
 }
 # Tests of `faults`; the others would leave the reply unasked for.
 ASK_A_SECOND_MODEL = ("test_no_candidates", "test_a_reply_that_ends_early")
 
 
 @pytest.fixture(autouse=True)
-def scripted(request: pytest.FixtureRequest, gemini_server: GeminiServer) -> None:
+def scripted(request: pytest.FixtureRequest) -> None:
+    if "agent_run" in request.fixturenames:
+        return  # by the next fixture
+    gemini_server: GeminiServer = request.getfixturevalue("gemini_server")
     if request.node.name.startswith("test_any_order"):
         pytest.skip("replays what another test records")
     SCRIPTS[request.path.parent.name](gemini_server)
     if request.node.name.startswith(ASK_A_SECOND_MODEL):
         second = Reply("Solar sails are pushed by light.", usage=tokens(80, 90))
         gemini_server.reply(second, node="write", model="gemini-2.5-flash-lite")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripted_runs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Gives a script to the runs that several tests read, as `agent_run(..., server=...)` would."""
+    unscripted = AgentRun.__call__
+
+    def scripted_run(run: AgentRun, cassette: str, **keys: Any) -> AbstractContextManager[AgentTrace]:
+        server = GeminiServer()
+        SCRIPTS[request.path.parent.name](server)
+        return unscripted(run, cassette, server=server, **keys)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AgentRun, "__call__", scripted_run)
+        yield

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from pytest_agenttrace.gemini_server import ErrorReply, GeminiServer, Reply
     from pytest_agenttrace.prices import PriceNotFound
     from pytest_agenttrace.replay import CassetteError, CassetteMiss, Fault, GeminiCassette
+    from pytest_agenttrace.scoped import AgentRun
     from pytest_agenttrace.store import MlflowStore, StoreError
     from pytest_agenttrace.trace import Execution, Span, SpanNotFound, Trace
     from pytest_agenttrace.usage import Cost, Tokens, Usage, UsageUnknown
 
 __all__ = [
+    "AgentRun",
     "AgentTrace",
     "Call",
     "CassetteError",
@@ -49,6 +51,7 @@ _ROOMS = {
     "gemini_server": ("ErrorReply", "GeminiServer", "Reply"),
     "prices": ("PriceNotFound",),
     "replay": ("CassetteError", "CassetteMiss", "Fault", "GeminiCassette"),
+    "scoped": ("AgentRun",),
     "store": ("MlflowStore", "StoreError"),
     "trace": ("Execution", "Span", "SpanNotFound", "Trace"),
     "usage": ("Cost", "Tokens", "Usage", "UsageUnknown"),

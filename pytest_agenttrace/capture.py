@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_agenttrace.budget import Limit, Overrun, overruns
+from pytest_agenttrace.diagnosis import why_nothing, why_untraced
 from pytest_agenttrace.environment import dummy_key, quiet_environment
 from pytest_agenttrace.prices import price_call
 from pytest_agenttrace.reconcile import Evidence, find
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from pytest_agenttrace.replay import GeminiCassette, Miss, Mode, Unused
     from pytest_agenttrace.store import MlflowStore
 
-__all__ = ["AgentTrace", "CaptureFailed", "NothingTraced", "Verdict", "capture", "cut_traceback", "judge", "miss_in"]
+__all__ = ["AgentTrace", "CaptureFailed", "NothingTraced", "Verdict", "capture", "cut_traceback", "judge", "own_words"]
+
+
+_STRICT = Tolerance()
 
 
 _MISS = "CassetteMiss: "
@@ -38,13 +42,12 @@ class CaptureFailed(AssertionError):
 class AgentTrace(TraceReading):
     """The live trace of a test: each reading drains MLflow's exporter and gives a frozen `Trace`.
 
-    Reading raises `NothingTraced` where neither the trace nor the wire has seen anything.
+    Reading raises `NothingTraced` where neither the trace nor the wire has seen anything, and where something keeps
+    MLflow from seeing what went over the wire (unless `uncounted` calls are forgiven).
     """
 
-    def __init__(
-        self, store: MlflowStore, cassette: GeminiCassette, forgives: Callable[[str | None], bool] = lambda node: False
-    ) -> None:
-        self._forgives = forgives
+    def __init__(self, store: MlflowStore, cassette: GeminiCassette, tolerance: Tolerance = _STRICT) -> None:
+        self._tolerance = tolerance
         self._store = store
         self._cassette = cassette
         self._last: tuple[tuple[Span, ...], int, Trace] | None = None
@@ -57,7 +60,7 @@ class AgentTrace(TraceReading):
         if not spans and not calls:
             return None
         if self._last is None or self._last[0] is not spans or self._last[1] != len(calls):
-            self._last = (spans, len(calls), build_trace(spans, calls, price_call, self._forgives))
+            self._last = (spans, len(calls), build_trace(spans, calls, price_call, self._tolerance.forgives))
         return self._last[2]
 
     def places(self) -> dict[str, tuple[int | None, tuple[Any, ...]]]:
@@ -66,28 +69,23 @@ class AgentTrace(TraceReading):
         found = trace.below() if trace is not None else []
         return {execution.namespace: (execution.step, execution.spans[0].path) for execution in found}
 
+    def why_untraced(self) -> str | None:
+        """Why MLflow has seen none of what went over the wire; None where it has, or nothing did."""
+        trace = self.peek()
+        return None if trace is None else why_untraced(self._store, trace, self._tolerance)
+
     def snapshot(self) -> Trace:
         __tracebackhide__ = True
         trace = self.peek()
         if trace is None:
             raise NothingTraced(why_nothing(self._store, self._cassette))
+        if (why := why_untraced(self._store, trace, self._tolerance)) is not None:
+            raise NothingTraced(why)
         return trace
 
     def __repr__(self) -> str:
         trace = self.peek()
         return repr(trace) if trace is not None else "<Trace: nothing traced>"
-
-
-def why_nothing(store: MlflowStore, cassette: GeminiCassette) -> str:
-    """The first reason that fits, in the words of a failure."""
-    asked = [request for request in store.requested if "autolog" in request]
-    if asked:
-        return f"nothing was traced: the code called {asked[-1]}"
-    if store.foreign_threads:
-        return f"nothing was traced but by threads that an earlier test left behind: {', '.join(store.foreign_threads)}"
-    if cassette.misses:
-        return "nothing was traced: the first call had no recorded reply"
-    return "nothing was traced: no graph, chain or model ran"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +121,11 @@ def judge(
     (`ended` False) only misses, refused connections and failed exports are judged. `own` False leaves replies nobody
     asked for to others who share the cassette."""
     snapshot = trace.peek() if trace is not None else None
+    untraced = trace.why_untraced() if trace is not None else None
+    # What could not be stored is told as that.
+    lost = store is not None and bool(store.export_errors)
+    if untraced is not None:
+        snapshot = None
     evidence = Evidence(
         trace=snapshot,
         misses=_grouped(cassette.misses) if cassette else (),
@@ -136,13 +139,11 @@ def judge(
         totals=store.totals if store and snapshot is not None else (),
         counts_cache=store.counts_cache if store and snapshot is not None else True,
         ended=ended,
-        traced=trace is not None,
-        nothing=why_nothing(store, cassette) if store and cassette else "nothing was traced",
+        traced=trace is not None and not (lost and untraced is not None),
+        obstacle=_of(store),
+        nothing=untraced or (why_nothing(store, cassette) if store and cassette else "nothing was traced"),
     )
-    findings = find(evidence)
-    if any(finding.kind == "empty" for finding in tolerance.failing(findings)):
-        # Where nothing ran every reply is left over.
-        findings = [finding for finding in findings if finding.kind != "unused"]
+    findings = _without_effects(find(evidence), tolerance)
     failing = tolerance.failing(findings)
     over: list[Overrun] = []
     if limits and ended and not any(finding.kind in ("missing", "empty") for finding in failing):
@@ -151,6 +152,19 @@ def judge(
     texts = [overrun.text for overrun in over] + [_text(finding) for finding in failing]
     about = [overrun.node or "run" for overrun in over] + [f.node for f in failing if f.node]
     return Verdict(tuple(texts), tuple(findings), tuple(tolerance.warned(findings)), tuple(dict.fromkeys(about)))
+
+
+def _of(store: MlflowStore | None) -> tuple[str, str] | None:
+    obstacle = store.obstacle if store is not None else None
+    return None if obstacle is None else (obstacle.cause, obstacle.way_out)
+
+
+def _without_effects(findings: list[Finding], tolerance: Tolerance) -> list[Finding]:
+    """Calls without a span are no news where the test fails because MLflow could not store spans, nor are replies left
+    over where nothing ran."""
+    failing = {finding.kind for finding in tolerance.failing(findings)}
+    effects = {effect for cause, effect in (("export", "uncounted"), ("empty", "unused")) if cause in failing}
+    return [finding for finding in findings if finding.kind not in effects]
 
 
 def _text(finding: Finding) -> str:
@@ -197,6 +211,18 @@ def miss_in(error: BaseException) -> bool:
     return isinstance(error, CassetteMiss)
 
 
+def own_words(error: BaseException) -> str | None:
+    """What is told of an error in place of its traceback; None for one whose line is what matters."""
+    from pytest_agenttrace.store import StoreError
+
+    if miss_in(error):
+        return f"CassetteMiss: {error}"
+    if isinstance(error, NothingTraced):
+        cause, *evidence = str(error).splitlines()
+        return "\n".join([cause, f"  read at {_line_of(error)}", *evidence]) + " [empty]"
+    return str(error) if isinstance(error, StoreError) else None
+
+
 def cut_traceback(error: BaseException) -> None:
     """Make the traceback of an error of ours end at the user's line; any other error keeps its own."""
     if not _ours(type(error).__module__):
@@ -207,6 +233,19 @@ def cut_traceback(error: BaseException) -> None:
         at = at.tb_next
     if last is not None:
         last.tb_next = None
+
+
+def _line_of(error: BaseException) -> str:
+    """The user's line that a cut traceback ends at, as `test_article.py:12`."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return "an unknown line" if at is None else f"{_shown(Path(at.tb_frame.f_code.co_filename))}:{at.tb_lineno}"
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else str(path)
 
 
 def _ours(module: str) -> bool:
@@ -278,7 +317,7 @@ def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path) -> Ite
             ) as tape,
         ):
             try:
-                yield AgentTrace(store, tape, settings.tolerance.forgives)
+                yield AgentTrace(store, tape, settings.tolerance)
             except BaseException as error:
                 if tape.gate is not None:
                     error.add_note(f'replies were released by order="shuffle:{tape.gate.seed}"')

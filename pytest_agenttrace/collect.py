@@ -19,7 +19,7 @@ from pytest_agenttrace.settings import SettingsError, read_settings
 if TYPE_CHECKING:
     from pytest_agenttrace.budget import Limit
 
-__all__ = ["LIMITS", "SESSION", "marker_layers", "named_alone"]
+__all__ = ["LIMITS", "SESSION", "marker_layers", "named_alone", "named_by_tests"]
 
 SESSION = pytest.StashKey[Session]()
 LIMITS = pytest.StashKey[list["Limit"]]()
@@ -38,6 +38,11 @@ def marker_layers(item: pytest.Item) -> list[tuple[str, Mapping[str, Any]]]:
 def named_alone(item: pytest.Item, cassette: Path) -> bool:
     """Whether no other collected test's marker names this cassette."""
     return item.config.stash.get(_NAMED, {}).get(cassette, 0) == 1
+
+
+def named_by_tests(config: pytest.Config, cassette: Path) -> bool:
+    """Whether a collected test's marker names this cassette."""
+    return config.stash.get(_NAMED, {}).get(cassette, 0) > 0
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -164,9 +169,10 @@ def _read_markers(item: pytest.Item) -> list[str]:
 
 
 def _use_fixture(item: pytest.Function) -> None:
-    """Give a test agent_trace, where usefixtures would: behind all fixtures of a wider scope."""
+    """Give a test agent_trace, where usefixtures would: behind all fixtures of a wider scope. Not one that reads a
+    run of such a fixture's."""
     names = item.fixturenames
-    if "agent_trace" in names:
+    if "agent_trace" in names or "agent_run" in names:
         return
     # Not public: without it the fixture comes first of all.
     known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
@@ -178,7 +184,7 @@ def _use_fixture(item: pytest.Function) -> None:
 # Test modules
 
 
-_USES_US = re.compile(r"\b(agent_trace|mlflow_store|gemini_cassette|gemini_server)\b|\bmark\.budget\b")
+_USES_US = re.compile(r"\b(agent_trace|agent_run|mlflow_store|gemini_cassette|gemini_server)\b|\bmark\.budget\b")
 _SCRIPTED = re.compile(r"\bgemini_server\b")
 _NO_KEY = re.compile(r"API.?key|GOOGLE_API_KEY|GEMINI_API_KEY", re.IGNORECASE)
 _KEY_HINT = (

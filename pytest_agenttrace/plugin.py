@@ -6,21 +6,19 @@ start next to nothing.
 
 from __future__ import annotations
 
-import os
-import shlex
 import unittest
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from decimal import Decimal
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_agenttrace import collect
+from pytest_agenttrace import collect, opening
 from pytest_agenttrace.collect import LIMITS, SESSION, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
+from pytest_agenttrace.opening import OPEN, cassette_of, hold_back, opening_of
 from pytest_agenttrace.options import (
     OptionError,
     add_options,
@@ -28,11 +26,11 @@ from pytest_agenttrace.options import (
     early_key,
     max_age_of,
     mode_of,
-    spending_of,
 )
+from pytest_agenttrace.scoped import RUNS, AgentRun, Runs
 from pytest_agenttrace.session import Session
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
-from pytest_agenttrace.summary import TOLD, Summary
+from pytest_agenttrace.summary import TOLD, TOLD_OF_RUNS, Summary
 from pytest_agenttrace.testrun import Run
 from pytest_agenttrace.usage import explain_comparison
 
@@ -42,7 +40,10 @@ if TYPE_CHECKING:
     from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import MlflowStore
 
-_FIXTURES = ("agent_trace", "mlflow_store", "gemini_cassette", "gemini_server", "agenttrace_config")
+_FIXTURES = (
+    *("agent_trace", "agent_run", "mlflow_store", "mlflow_seed"),
+    *("gemini_cassette", "gemini_server", "agenttrace_config"),
+)
 _BUDGET = (
     "budget(node=None, /, *, tokens, input_tokens, output_tokens, cost, llm_calls, tool_calls): "
     "inclusive limits for a node, or for the whole run; cost in USD, as text or Decimal. "
@@ -62,8 +63,6 @@ _AGENT_TRACE = (
 # A body that ends by one of these has asked for everything it would ask for, as far as anybody knows.
 _FAILED = (AssertionError, pytest.fail.Exception)
 _RUN = pytest.StashKey[Run]()
-_OPEN = pytest.StashKey[ExitStack]()
-_HELD = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -76,18 +75,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _BUDGET)
     config.addinivalue_line("markers", _AGENT_TRACE)
-    config.stash[_OPEN] = ExitStack()
+    config.stash[OPEN] = ExitStack()
     config.stash[SESSION] = Session(lambda: _basetemp(config), hasattr(config, "workerinput"))
     try:
         check_options(config)
     except OptionError as error:
         raise pytest.UsageError(str(error)) from None
-    config.stash[_OPEN].callback(config.stash[SESSION].close)
-    config.stash[_OPEN].callback(quiet_environment())
+    config.stash[OPEN].callback(config.stash[SESSION].close)
+    config.stash[OPEN].callback(quiet_environment())
     config.pluginmanager.register(collect, "agenttrace-collect")
+    config.pluginmanager.register(opening, "agenttrace-opening")
+    config.stash[RUNS] = Runs()
+    config.pluginmanager.register(config.stash[RUNS], "agenttrace-runs")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Summary(config, config.stash[SESSION]), "agenttrace-summary")
-    config.stash[_OPEN].enter_context(dummy_key(early_key(config) and mode_of(config) in ("replay", "adopt")))
+    config.stash[OPEN].enter_context(dummy_key(early_key(config) and mode_of(config) in ("replay", "adopt")))
 
 
 def _basetemp(config: pytest.Config) -> Path | None:
@@ -96,73 +98,29 @@ def _basetemp(config: pytest.Config) -> Path | None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if _OPEN in config.stash:
-        config.stash[_OPEN].close()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Before anything is paid for: what the last recording has cost."""
-    config = session.config
-    if (
-        mode_of(config) not in ("record", "missing")
-        or config.option.collectonly
-        or _worker_of(config) not in (None, "gw0")
-    ):
-        return
-    from pytest_agenttrace.replay import CassetteError
-    from pytest_agenttrace.rerecord import last_recording
-
-    items = [item for item in session.items if "gemini_cassette" in getattr(item, "fixturenames", ())]
-    paths = list(dict.fromkeys(path for item in items if (path := _known_path(item)) is not None))
-    try:
-        before, absent = last_recording(paths)
-    except CassetteError as error:
-        raise pytest.UsageError(str(error)) from None
-    tests = "1 test" if len(items) == 1 else f"{len(items)} tests"
-    none_yet = f"; {absent} of {len(paths)} cassettes are new" if absent else ""
-    text = f"agenttrace: recording {tests}; their last recording: {before if before.calls else 'none'}{none_yet}"
-    if _worker_of(config) is None:
-        _say(config, text)
-    else:
-        config.stash[SESSION].parts.mkdir(parents=True, exist_ok=True)
-        (config.stash[SESSION].parts / "before").write_text(text)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_node_collection_finished(node: Any) -> None:
-    """xdist: the first worker has left word of what the last recording has cost."""
-    said = node.config.stash[SESSION].parts / "before"
-    if said.exists():
-        _say(node.config, said.read_text())
-        said.unlink()
-
-
-def _say(config: pytest.Config, text: str) -> None:
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        reporter.ensure_newline()
-        reporter.write_line(text)
-
-
-def _worker_of(config: pytest.Config) -> str | None:
-    """The name of xdist's worker; None where there is none."""
-    given: dict[str, str] = getattr(config, "workerinput", {})
-    return given.get("workerid")
+    if OPEN in config.stash:
+        config.stash[OPEN].close()
 
 
 # Fixtures.
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def agenttrace_config() -> Mapping[str, Any]:
     """Settings of a folder or a project: override it to return the keys of the agent_trace marker."""
     return {}
 
 
+@pytest.fixture(scope="session")
+def mlflow_seed() -> Callable[[], object] | None:
+    """What every test's MLflow store begins with: override it, in the same scope, to return a function that registers
+    prompts and models, logs runs, ... It is called once, before the first test that has a store."""
+    return None
+
+
 @pytest.fixture
-def mlflow_store(request: pytest.FixtureRequest) -> Iterator[MlflowStore]:
-    """A real SQLite MLflow store, empty, with autolog on; MLflow's global state is restored afterwards.
+def mlflow_store(request: pytest.FixtureRequest, mlflow_seed: Callable[[], object] | None) -> Iterator[MlflowStore]:
+    """A real SQLite MLflow store, empty but for the seed, autolog on; MLflow's global state is restored afterwards.
 
     `uri`, `path`, `experiment_id`, `artifacts`, `traces()` (MLflow's own entities), `requested` (what
     the code asked of MLflow's global state and did not get).
@@ -173,7 +131,12 @@ def mlflow_store(request: pytest.FixtureRequest) -> Iterator[MlflowStore]:
     opened = (
         request.config.stash[SESSION]
         .factory()
-        .open(request.node.nodeid, autolog=settings.autolog, run_tracer_inline=settings.run_tracer_inline)
+        .open(
+            request.node.nodeid,
+            autolog=settings.autolog,
+            run_tracer_inline=settings.run_tracer_inline,
+            seed=mlflow_seed,
+        )
     )
     try:
         with opened as store:
@@ -189,33 +152,20 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
 
     `path`, `calls` (every exchange so far), `recording`. No key is needed in replay.
     """
-    from pytest_agenttrace.prices import price_call
-    from pytest_agenttrace.replay import CassetteError, Opening, Shares, open_cassette
+    from pytest_agenttrace.replay import CassetteError, Shares, open_cassette
 
     settings = _settings(request)
     item, run = request.node, _run(request.node)
-    path = _cassette_path(item, settings)
+    path = cassette_of(item, settings)
     marked = any("cassette" in layer for _, layer in marker_layers(item))
     whole = request.config.stash[SESSION].knows_all(path)
     run.max_age = max_age_of(request.config)
     run.own = settings.cassette is None or (marked and whole and named_alone(item, path.resolve()))
     mode = mode_of(request.config)
     session = request.config.stash[SESSION]
-    opening = Opening(
-        mode,
-        settings.match,
-        settings.ignore,
-        settings.hosts,
-        settings.order,
-        settings.secrets,
-        filters=_vcr_config(request),
-        command=f"pytest {shlex.quote(item.nodeid)}",
-        shares=None if run.own else Shares(session.parts, item.nodeid),
-        late=session.late.append,
-        price=price_call,
-        spending=spending_of(request.config, session.parts),
-    )
-    opened = open_cassette(path, opening, scratch=session.root)
+    shares = None if run.own else Shares(session.parts, item.nodeid)
+    how = opening_of(request, item, settings, item.nodeid, shares)
+    opened = open_cassette(path, how, scratch=session.root)
     try:
         scripted = "gemini_server" in request.fixturenames
         with dummy_key(scripted or mode in ("replay", "adopt")), opened as cassette:
@@ -226,25 +176,7 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
     except CassetteError as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
     finally:
-        _hold_back(request.config)
-
-
-def _vcr_config(request: pytest.FixtureRequest) -> Mapping[str, Any]:
-    """What pytest-recording's users filter out of their cassettes, where it is installed."""
-    beside = request.config.pluginmanager.hasplugin("recording") or request.config.pluginmanager.hasplugin(
-        "pytest_recording.plugin"
-    )
-    found = request.getfixturevalue("vcr_config") if beside else {}
-    return found if isinstance(found, Mapping) else {}
-
-
-def _hold_back(config: pytest.Config) -> None:
-    """Keep threads that tests have left behind off the network, once there are any, until pytest ends."""
-    from pytest_agenttrace.replay import hold_back
-
-    if _HELD not in config.stash and (held := hold_back(config.stash[SESSION].late.append)) is not None:
-        config.stash[_HELD] = True
-        config.stash[_OPEN].enter_context(held)
+        hold_back(request.config)
 
 
 @pytest.fixture
@@ -257,9 +189,16 @@ def agent_trace(
     """
     from pytest_agenttrace.capture import AgentTrace
 
-    trace = AgentTrace(mlflow_store, gemini_cassette, _settings(request).tolerance.forgives)
+    trace = AgentTrace(mlflow_store, gemini_cassette, _settings(request).tolerance)
     _run(request.node).trace = trace
     return trace
+
+
+@pytest.fixture(scope="session")
+def agent_run(request: pytest.FixtureRequest) -> AgentRun:
+    """One run that many tests read: `with agent_run("article.yaml") as trace:` in a fixture of a class, a module or a
+    session, with the keys of the agent_trace marker. Return the trace once the block has ended."""
+    return AgentRun(request.config.stash[RUNS])
 
 
 @pytest.fixture
@@ -295,35 +234,6 @@ def _settings(request: pytest.FixtureRequest) -> Settings:
         raise pytest.fail.Exception("\n".join(error.problems), pytrace=False) from None
     run.settings = settings
     return settings
-
-
-def _known_path(item: pytest.Item) -> Path | None:
-    """A test's cassette by its markers; what `agenttrace_config` says is not known before it runs."""
-    try:
-        return _cassette_path(item, read_settings(marker_layers(item)))
-    except SettingsError:
-        return None
-
-
-def _cassette_path(item: pytest.Item, settings: Settings) -> Path:
-    from pytest_agenttrace.replay import cassette_path
-
-    if settings.cassette is not None:
-        return Path(os.path.normpath(item.path.parent / settings.cassette))
-    root = item.config.rootpath
-    module = item.path.relative_to(root) if item.path.is_relative_to(root) else _outside(item.path, root)
-    classes = [node.name for node in item.listchain() if isinstance(node, pytest.Class)]
-    name = ".".join([*classes, item.name])
-    return cassette_path(root, str(item.config.getini("agenttrace_cassettes")), str(module), name)
-
-
-def _outside(path: Path, root: Path) -> Path:
-    """Where a module outside of rootdir stands below it: apart from others of its name."""
-    try:
-        place = Path(os.path.relpath(path.parent, root)).as_posix()
-    except ValueError:  # another drive of Windows
-        place = path.parent.as_posix()
-    return Path(f"outside-{blake2b(place.encode(), digest_size=4).hexdigest()}", path.name)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -416,20 +326,22 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
         item.session.shouldstop = "--agenttrace-record-limit is reached"
     if isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
         return
-    run.limits = item.stash.get(LIMITS, None)
+    run.limits = item.stash.get(LIMITS, None) if "agent_trace" in getattr(item, "fixturenames", ()) else None
     verdict = run.judge(ended=error is None)
-    if verdict is None:
-        return
-    text = verdict.text
+    text = verdict.text if verdict is not None else ""
+    if error is None and run.called:
+        text = "\n".join(filter(None, [text, item.config.stash[RUNS].judge(item)]))
     if error is not None:
-        from pytest_agenttrace.capture import cut_traceback, miss_in
+        from pytest_agenttrace.capture import cut_traceback, own_words
 
         cut_traceback(error)
+        words = own_words(error)
         # A skip in the wake of a miss would hide it.
-        skipped = isinstance(error, pytest.skip.Exception) and verdict.missed
-        if not (miss_in(error) or skipped) or any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):
+        if words is None and isinstance(error, pytest.skip.Exception) and verdict is not None and verdict.missed:
+            words = text
+        if words is None or any("raises" in mark.kwargs for mark in item.iter_markers("xfail")):
             return
-        text = text or f"CassetteMiss: {error}"
+        text = text or words
     if text:
         raise pytest.fail.Exception(text, pytrace=False) from None
 
@@ -445,20 +357,24 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     report.user_properties = [(name, _plain(value)) for name, value in report.user_properties]
-    run = item.stash.get(_RUN, None)
-    if run is None or run.idle:
+    run, runs = item.stash.get(_RUN, None), item.config.stash[RUNS]
+    if told := runs.told():
+        setattr(report, TOLD_OF_RUNS, told)
+    if run is None:
         return report
     if report.when == "teardown":
         setattr(report, TOLD, run.told_at_last())
     elif report.when == "call" or report.failed:
-        setattr(report, TOLD, run.told(failed=report.failed))
-        drawn = bool(set("PA") & set(item.config.option.reportchars))
-        report.sections += run.sections(
-            failed=report.failed,
-            drawn=drawn,
-            verbosity=item.config.get_verbosity(),
-            shown=str(report.longrepr),
-        )
+        how: dict[str, Any] = {
+            "failed": report.failed,
+            "drawn": bool(set("PA") & set(item.config.option.reportchars)),
+            "verbosity": item.config.get_verbosity(),
+            "shown": str(report.longrepr),
+        }
+        if not run.idle:
+            setattr(report, TOLD, run.told(failed=report.failed))
+            report.sections += run.sections(**how)
+        report.sections += runs.sections(item, alone=run.idle, **how)
     return report
 
 

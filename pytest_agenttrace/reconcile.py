@@ -25,6 +25,10 @@ _CONTEXT = (
 )
 # What both witnesses count, and MLflow's traces too: the first four of `Usage`.
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens", "cache_read_input_tokens")
+_UNSEEN = (
+    "  MLflow saw nothing of this call: trace the client it was made with\n"
+    '  (raw google-genai: @pytest.mark.agent_trace(autolog=["langchain", "gemini"])).'
+)
 # Judged only where the body of the test ended by itself.
 _NEED_THE_WHOLE_RUN = frozenset({"unused", "usage", "uncalled", "uncounted", "empty", "orphans"})
 
@@ -45,6 +49,8 @@ class Evidence:
     ended: bool = True
     traced: bool = True
     nothing: str = "nothing was traced"
+    # What keeps MLflow from tracing graphs, and the way out; None where nothing does.
+    obstacle: tuple[str, str] | None = None
 
 
 def find(evidence: Evidence) -> list[Finding]:
@@ -55,7 +61,7 @@ def find(evidence: Evidence) -> list[Finding]:
     if evidence.trace is None:
         found += [Finding("empty", None, evidence.nothing)] if evidence.traced else []
     elif evidence.traced:
-        found += _witnesses(evidence.trace, evidence.counts_cache)
+        found += _witnesses(evidence.trace, evidence.counts_cache, evidence.obstacle)
         found += _totals(evidence.trace, evidence.totals)
     found += [Finding("unused", node, text) for node, text in evidence.unused]
     if evidence.misses:
@@ -65,7 +71,7 @@ def find(evidence: Evidence) -> list[Finding]:
     return found
 
 
-def _witnesses(trace: Trace, counts_cache: bool) -> list[Finding]:
+def _witnesses(trace: Trace, counts_cache: bool, obstacle: tuple[str, str] | None) -> list[Finding]:
     spans = {span.span_id: span for root in trace.roots for span in root.walk()}
     found = _orphans([span for span in spans.values() if span.origin is not None and _beside_a_run(span, trace)])
     for called in trace.llm_calls:
@@ -74,7 +80,7 @@ def _witnesses(trace: Trace, counts_cache: bool) -> list[Finding]:
         if called.call is not None and called.call.injected is not None:
             continue
         if called.call is not None and span is None:
-            found.append(_uncounted(called.call))
+            found.append(_uncounted(called.call, obstacle))
         elif called.call is not None and span is not None:
             found += _usage(called.call, span, counts_cache)
         elif span is not None and span.usage is not None and _speaks_to_gemini(span):
@@ -126,15 +132,13 @@ def _node(node: str | None) -> str:
     return node or "(no node)"
 
 
-def _uncounted(call: Call) -> Finding:
+def _uncounted(call: Call, obstacle: tuple[str, str] | None) -> Finding:
+    why = _UNSEEN if obstacle is None else f"  {obstacle[0]}\n  {obstacle[1]}"
     tokens = "tokens unknown" if call.usage is None else _said(call.usage)
     return Finding(
         "uncounted",
         call.node,
-        f"{_node(call.node)}, call {call.index}: {tokens} on the wire, no span in the trace\n"
-        f"  {call.endpoint}\n"
-        "  MLflow saw nothing of this call: trace the client it was made with\n"
-        '  (raw google-genai: @pytest.mark.agent_trace(autolog=["langchain", "gemini"])).',
+        f"{_node(call.node)}, call {call.index}: {tokens} on the wire, no span in the trace\n  {call.endpoint}\n{why}",
     )
 
 

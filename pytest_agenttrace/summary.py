@@ -15,10 +15,12 @@ from pytest_agenttrace.session import Session
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["TOLD", "Summary"]
+__all__ = ["TOLD", "TOLD_OF_RUNS", "Summary"]
 
 # An attribute of reports, because xdist carries those to the controller.
 TOLD = "agenttrace_told"
+# The same of runs that several tests read, each under a name.
+TOLD_OF_RUNS = "agenttrace_told_of_runs"
 _TESTS_FAILED = 1
 
 
@@ -34,6 +36,8 @@ class Summary:
         told = getattr(report, TOLD, None)
         if told:
             self._session.tell(report.nodeid, told)
+        for name, facts in getattr(report, TOLD_OF_RUNS, ()):
+            self._session.tell(name, facts)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         for path in self._session.recorded_by_all():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,9 @@ class Run:
     max_age: int | None = None
     # Whether the call phase came to its end.
     called: bool = False
+    # Whether its store is closed, and whether it failed: of a run that several tests read.
+    over: bool = False
+    failed: bool = False
     verdict: Verdict | None = None
     use: CassetteUse | None = None
     _ended: bool = False
@@ -134,18 +137,20 @@ class Run:
             told["adopted"] = [[str(self.cassette.path), *change] for change in self.cassette.adopted]
         return told
 
-    def sections(self, *, failed: bool, drawn: bool, verbosity: int, shown: str) -> Iterator[tuple[str, str]]:
+    def sections(
+        self, *, failed: bool, drawn: bool, verbosity: int, shown: str, about: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, str]]:
         """What a test needs beside its message, which is `shown`: misses its own error hides, the tree, redirects, the
-        store. A title and a text each."""
+        store. A title and a text each. `about` are the nodes to mark, by default those the verdict names."""
         from pytest_agenttrace.store import StoreError
 
         told = [self.verdict.text] if self.verdict is not None and self.verdict.failures else []
         parts: list[tuple[str, str]] = []
         try:
-            if failed and self.store is not None:
+            if failed and self.store is not None and not self.over:
                 self.store.keep()
             if failed or drawn:
-                parts = list(self._drawn(verbosity))
+                parts = list(self._drawn(verbosity, about))
         except (StoreError, OSError) as error:
             told.append(str(error))
         except Exception as error:  # an error in a hook would end the whole run
@@ -155,13 +160,14 @@ class Run:
         yield from (("Captured findings", text) for text in dict.fromkeys(told) if text not in shown)
         yield from parts
 
-    def _drawn(self, verbosity: int) -> Iterator[tuple[str, str]]:
+    def _drawn(self, verbosity: int, about: Sequence[str] | None) -> Iterator[tuple[str, str]]:
         """The tree, HTTP that is none of the model's, what a recording has changed, and what the code asked of MLflow
         and did not get."""
         trace = self.trace.peek() if self.trace is not None else None
         if trace is not None:
             depth = 0 if verbosity < 0 else 2 if verbosity > 1 else 1
-            about = self.verdict.about if self.verdict is not None else ()
+            if about is None:
+                about = self.verdict.about if self.verdict is not None else ()
             yield "Captured trace", trace.drawn(about=about, depth=depth)
         if self.cassette is not None and (gate := self.cassette.gate) is not None:
             yield "Captured order", f'replies were released by seed {gate.seed}; again: order="shuffle:{gate.seed}"'
@@ -177,5 +183,6 @@ class Run:
 
 
 def _answered(request: str) -> str:
-    answer = "tracing was switched off" if "autolog(" in request else "redirected to the temporary store"
+    off = "autolog(" in request or request.endswith(".disable()")
+    answer = "tracing was switched off" if off else "redirected to the temporary store"
     return f"{request}: {answer}"

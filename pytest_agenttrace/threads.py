@@ -135,6 +135,13 @@ class Threads:
         return 0 if thread.ident == self._runner else _test_of.get()
 
     @property
+    def running(self) -> list[str]:
+        """Names of the threads of this test that are alive; workers of pools only where they have something in hand."""
+        own = [thread for thread in threading.enumerate() if thread not in self._before]
+        mine = [thread for thread in own if thread is not threading.current_thread()]
+        return [thread.name for thread in mine if not _is_shared(thread) or self.busy]
+
+    @property
     def busy(self) -> int:
         """How many tasks the workers of pools have in hand."""
         return len(self._running)

@@ -16,12 +16,16 @@ PACKAGE = Path(pytest_agenttrace.__file__).parent
 # Top first. A room imports only from floors below its own, never from one beside it.
 FLOORS = (
     ("__init__", "plugin"),
+    ("scoped",),
+    ("opening",),
     ("collect", "summary", "options"),
     ("testrun",),
     ("capture", "session", "rerecord"),
+    ("diagnosis",),
     ("store", "replay", "prices", "budget", "reconcile", "forest", "gemini_server"),
     # Behind the store and behind replay.
-    ("store.exporter", "store.redirect", "store.spans", "replay.live"),
+    ("store.reading", "store.obstacles", "replay.live"),
+    ("store.exporter", "store.redirect", "store.spans"),
     (
         "store.database",
         "replay.recorder",
@@ -35,7 +39,14 @@ FLOORS = (
     ("replay.recording", "replay.writing"),
     ("replay.scrubbing",),
     ("replay.matching", "replay.upstream", "gemini_server.caches"),
-    ("store.mlflow_state", "replay.cassette", "replay.misses", "gemini_server.bodies", "gemini_server.rules"),
+    (
+        "store.mlflow_state",
+        "store.seeding",
+        "replay.cassette",
+        "replay.misses",
+        "gemini_server.bodies",
+        "gemini_server.rules",
+    ),
     ("replay.reading", "replay.mismatch", "replay.retries", "replay.clients", "replay.credentials", "replay.faults"),
     ("gemini_server.replies",),
     ("replay.grpc_channels", "replay.langsmith", "replay.secret_forms", "replay.spending", "replay.delivery"),
@@ -63,7 +74,7 @@ IMPORTERS = {
     "vcr": {"replay"},
     "genai_prices": {"prices"},
     # The last two for types only.
-    "pytest": {"plugin", "collect", "summary", "options"},
+    "pytest": {"plugin", "scoped", "opening", "collect", "summary", "options"},
     "_pytest": set[str](),
 }
 

@@ -397,7 +397,7 @@ def test_pytest_recording_beside_us(project: Path, args: tuple[str, ...]) -> Non
 
 
 def test_modules_of_one_name_outside_of_rootdir_are_told_apart() -> None:
-    from pytest_agenttrace.plugin import _outside
+    from pytest_agenttrace.opening import _outside
 
     root = Path("/project/suite")
     found = [_outside(Path(f"/project/{folder}/test_it.py"), root) for folder in ("one", "other")]

@@ -164,7 +164,7 @@ def test_branches_that_are_subgraphs_stand_as_they_were_sent(tmp_path: Path, cle
     for word in ("Short", "Brief", "Long"):
         said = end(tmp_path, clean_environment | {"WORD": word}, "", "-k", "sections")
         assert "1 passed" in said, said
-        topics = re.findall(rf"text: {word} on (\\w+)", cassette.read_text())
+        topics = re.findall(rf"text: {word} on (\w+)", cassette.read_text())
         assert topics == ["sails", "kites", "looms", "bells"]
 
 

@@ -36,6 +36,7 @@ from pytest_agenttrace.store import (
     database,
     exporter,
     mlflow_state,
+    reading,
     redirect,
     redirect_at_import,
 )
@@ -259,13 +260,13 @@ def test_what_still_runs_is_open(factory: StoreFactory) -> None:
 
 def test_spans_are_read_once_while_nothing_is_new(factory: StoreFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
-    read = store._read_traces
+    read = reading.read_traces
 
     def count(client: Any, live: database.Database) -> Any:
         reads.append(live.uri)
         return read(client, live)
 
-    monkeypatch.setattr(store, "_read_traces", count)
+    monkeypatch.setattr(store, "read_traces", count)
 
     with factory.open("cache") as opened:
         two_nodes().invoke({"text": ""})
@@ -519,8 +520,9 @@ def test_a_transaction_left_open_is_an_error_not_a_hang(factory: StoreFactory, s
     finally:
         left.close()
     assert str(caught.value) == (
-        "the temporary MLflow store could not be emptied within 0.1 s: guilty left a transaction open on "
-        f"{opened.path}\n  Close every connection the test opens to the store."
+        "the MLflow store is locked: guilty left a transaction open on it\n"
+        f"  {opened.path} could not be emptied within 0.1 s\n"
+        "  Close every connection the test opens to the store."
     )
     with factory.open("after") as after:
         assert after.spans() == ()
@@ -892,6 +894,7 @@ def test_what_the_code_asks_for_lands_in_the_temporary_store(factory: StoreFacto
         "mlflow.set_experiment(experiment_id='17')",
         "mlflow.tracing.set_destination(MlflowExperimentLocation(experiment_id='17'))",
         "mlflow.tracing.reset()",
+        "mlflow.tracing.disable()",
         "mlflow.set_experiment('prod')",
     )
     assert (prod.read_bytes(), prod.stat().st_mtime_ns) == was
@@ -1512,10 +1515,12 @@ def test_a_lock_is_an_error_of_keeping_and_of_reading(hurried: StoreFactory, sto
             patched.undo()
             assert time.perf_counter() - begun < 5
         assert names(opened) == RUN
-    out = f"a transaction open on {opened.path}\n  Close every connection the test opens to the store."
-    assert str(copied.value) == f"the temporary MLflow store could not be copied within 0.1 s: guilty holds {out}"
-    assert str(read.value) == f"the temporary MLflow store could not be read within 0.1 s: guilty holds {out}"
-    assert str(restored.value) == f"the temporary MLflow store could not be emptied within 0.1 s: guilty left {out}"
+    for caught, verb, done in (copied, "holds", "copied"), (read, "holds", "read"), (restored, "left", "emptied"):
+        assert str(caught.value) == (
+            f"the MLflow store is locked: guilty {verb} a transaction open on it\n"
+            f"  {opened.path} could not be {done} within 0.1 s\n"
+            "  Close every connection the test opens to the store."
+        )
 
 
 def test_a_copy_that_cannot_be_written_is_named(factory: StoreFactory, tmp_path: Path) -> None:

@@ -6,14 +6,13 @@ mlflow. Tried with MLflow 3.9 and 3.17.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from os import environ  # held here: a test may replace it on the module
+from os import environ, times  # held here: a test may replace them on the module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,16 +23,20 @@ from pytest_agenttrace.importing import after_import
 from pytest_agenttrace.store.database import EXPERIMENT, Database, StoreError, cache_directory, without_durability
 from pytest_agenttrace.store.exporter import Exporter, Session
 from pytest_agenttrace.store.mlflow_state import CLIENT, Autolog, direct, genuine, muted, set_aside, sweep
+from pytest_agenttrace.store.obstacles import Obstacle, find_obstacle
+from pytest_agenttrace.store.reading import read_open, read_stored, read_traces
 from pytest_agenttrace.store.redirect import Redirect, mask, put_in_force
-from pytest_agenttrace.store.spans import read_span, read_usage
+from pytest_agenttrace.store.seeding import SEED, UNSEEDED, Seed, failed
+from pytest_agenttrace.store.spans import read_usage
 from pytest_agenttrace.threads import THREADS
 from pytest_agenttrace.usage import TraceTotal
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
 
-__all__ = ["MlflowStore", "StoreError", "StoreFactory", "redirect_at_import"]
+__all__ = ["MlflowStore", "Obstacle", "StoreError", "StoreFactory", "redirect_at_import"]
 
+_LOCKED = "database is locked"
 # Experiment ids between two tests, for those the code under test makes itself.
 _STRIDE = 1000
 
@@ -46,18 +49,23 @@ class MlflowStore:
     anything else raises StoreError.
     """
 
-    def __init__(self, factory: StoreFactory, name: str, experiment_id: int, artifacts: Path) -> None:
+    def __init__(
+        self, factory: StoreFactory, name: str, experiment_id: int, artifacts: Path, seed: Seed = UNSEEDED
+    ) -> None:
         self.uri = factory.database.uri
         self.path = factory.database.path
         self.experiment_id = str(experiment_id)
         self.artifacts = artifacts
         self._name = name
+        self._seed = seed
         self._factory = factory
         self._session: Session | None = None
         self._redirect: Redirect | None = None
         self._autolog: Autolog | None = None
         self._closed = False
         self._requested: tuple[str, ...] = ()
+        self._obstacle: Obstacle | None = None
+        self._programs_ran = _programs_ran()
         self._traces: tuple[Trace, ...] | None = None
         self._spans: tuple[int, tuple[Span, ...]] | None = None
 
@@ -80,19 +88,43 @@ class MlflowStore:
             if uri is not None:
                 change = f"os.environ['MLFLOW_TRACKING_URI'] = {uri!r}"
             requests.append(mask(change))
-        for flavor in self._autolog.turned_off() if self._autolog is not None else ():
-            requests.append(f"mlflow.{flavor}.autolog(disable=True)")
-        return tuple(requests)
+        return (*requests, *(self._autolog.turned_off() if self._autolog is not None else ()))
+
+    @property
+    def obstacle(self) -> Obstacle | None:
+        """What keeps MLflow from tracing a graph of this test; None where nothing does."""
+        return self._obstacle if self._closed else self._find_obstacle()
+
+    def _find_obstacle(self) -> Obstacle | None:
+        if self._redirect is None or self._autolog is None:
+            return None
+        return find_obstacle(self._redirect, self._autolog)
 
     @property
     def export_errors(self) -> tuple[str, ...]:
-        """The spans and traces of this test that MLflow failed to write, in its own words."""
-        return tuple(self._session.errors) if self._session is not None else ()
+        """What kept MLflow from writing spans and traces of this test, in its own words, each cause once."""
+        causes: dict[str, str] = {}
+        for error in self._session.errors if self._session is not None else ():
+            text = next(iter(error.splitlines()), "")  # SQLAlchemy goes on with the statement
+            cause = text.partition(": ")[2] or text
+            way_out = f"\n  Close every connection the test opens to {self.path}." if _LOCKED in text else ""
+            causes.setdefault(cause, f"{text}{way_out}")
+        return tuple(causes.values())
 
     @property
     def foreign_threads(self) -> tuple[str, ...]:
         """Names of the threads left by earlier tests whose traces were started in this one and dropped."""
         return tuple(dict.fromkeys(self._session.foreign)) if self._session is not None else ()
+
+    @property
+    def running_threads(self) -> tuple[str, ...]:
+        """Names of the threads that the test has started and that are still running."""
+        return tuple(THREADS.running)
+
+    @property
+    def programs_ran(self) -> float:
+        """Seconds of CPU time of the programs that have ended since the test began."""
+        return _programs_ran() - self._programs_ran
 
     def drain(self, timeout: float = 30.0) -> None:
         """Wait until every span that has ended is stored. StoreError after `timeout` seconds."""
@@ -106,7 +138,7 @@ class MlflowStore:
                 raise StoreError(f"the MLflow store of {self._name} is closed: read it inside the test")
             return list(self._traces)
         self.drain()
-        self._traces = tuple(_read_traces(self._factory.client(), self._factory.database))
+        self._traces = tuple(read_traces(self._factory.client(), self._factory.database, self._seed.traces))
         return list(self._traces)
 
     def spans(self) -> tuple[Span, ...]:
@@ -114,7 +146,7 @@ class MlflowStore:
         if self._closed:
             if self._spans is None:
                 self.traces()  # raises, or there is something to convert
-                self._spans = 0, self._placed(_flat(self._traces or ()))
+                self._spans = 0, self._placed(read_stored(self._traces or ()))
             return self._spans[1]
         self.drain()
         session = self._session
@@ -122,9 +154,9 @@ class MlflowStore:
         # While a trace is running it grows without an export.
         if session is not None and not session.open and self._spans is not None and self._spans[0] == generation:
             return self._spans[1]
-        open_spans = _open_spans(session) if session is not None else ()
+        open_spans = read_open(session) if session is not None else ()
         running = {span.trace_id for span in open_spans}
-        stored = [span for span in _flat(self.traces()) if span.trace_id not in running]
+        stored = [span for span in read_stored(self.traces()) if span.trace_id not in running]
         spans = self._placed((*stored, *open_spans))
         self._spans = generation, spans
         return spans
@@ -166,7 +198,7 @@ class MlflowStore:
         return copy
 
     def _close(self) -> None:
-        self._requested = self._collect_requested()
+        self._requested, self._obstacle = self._collect_requested(), self._find_obstacle()
         self._closed = True
 
 
@@ -186,6 +218,7 @@ class StoreFactory:
         self._client: Any = None
         self._exporter: Exporter | None = None
         self._current: str | None = None
+        self._seeds: dict[Callable[[], object], Seed] = {}
         self._experiment_id = _STRIDE * (100_000 + secrets.randbelow(900_000))
         self._folders: set[str] = set()
         self._import_experiments: dict[int, str] = {}
@@ -210,6 +243,9 @@ class StoreFactory:
     def close(self) -> None:
         """Close the connections this process has to its database."""
         self._client = None
+        for seed in self._seeds.values():
+            seed.close()
+        self._seeds.clear()
         if self._store is not None:
             self._store.engine.dispose()
             self._store = None
@@ -219,9 +255,41 @@ class StoreFactory:
 
     @contextmanager
     def open(
-        self, name: str, *, autolog: Sequence[str] = ("langchain",), run_tracer_inline: bool | None = None
+        self,
+        name: str,
+        *,
+        autolog: Sequence[str] = ("langchain",),
+        run_tracer_inline: bool | None = None,
+        seed: Callable[[], object] | None = None,
     ) -> Iterator[MlflowStore]:
-        """An empty store under MLflow's global state; afterwards that state is as it was before."""
+        """An empty store under MLflow's global state; afterwards that state is as it was before. With a `seed` it holds
+        what that wrote when it was called, once in this process."""
+        seeded = UNSEEDED if seed is None else self._seeded(seed)
+        with self._opened(name, autolog, run_tracer_inline, seeded) as store:
+            yield store
+
+    def _seeded(self, function: Callable[[], object]) -> Seed:
+        """What the function has written. StoreError where it failed, each time."""
+        if function not in self._seeds and self._current is None:
+            with self._opened(SEED, (), None, UNSEEDED) as store:
+                self._seeds[function] = self._written_by(function, store)
+        found = self._seeds.get(function, UNSEEDED)
+        if found.error is not None:
+            raise StoreError(found.error)
+        return found
+
+    def _written_by(self, function: Callable[[], object], store: MlflowStore) -> Seed:
+        try:
+            function()
+        except Exception as error:
+            return Seed(error=failed(function, error))
+        traces = frozenset(trace.info.trace_id for trace in store.traces())
+        return Seed(self.database.as_template(SEED, self._experiment_id + _STRIDE), traces)
+
+    @contextmanager
+    def _opened(
+        self, name: str, autolog: Sequence[str], run_tracer_inline: bool | None, seed: Seed
+    ) -> Iterator[MlflowStore]:
         if self._current is not None:
             raise StoreError(f"{name}: the temporary MLflow store is already open for {self._current}")
         if (stranger := _stranger()) is not None:
@@ -234,8 +302,8 @@ class StoreFactory:
         with ExitStack() as stack:
             # MLflow warns of itself while it is imported and opened: no fault of a suite that makes warnings errors.
             with muted():
-                self._restore(name, artifacts)
-                store = MlflowStore(self, name, self._experiment_id, artifacts)
+                self._restore(name, artifacts, seed)
+                store = MlflowStore(self, name, self._experiment_id, artifacts, seed)
                 self._current = name
                 stack.callback(self._let_go)
                 try:
@@ -281,8 +349,10 @@ class StoreFactory:
         self._folders.add(folder.lower())
         return self._root / folder
 
-    def _restore(self, name: str, artifacts: Path) -> None:
-        self.database.restore(name, self._experiment_id, artifacts.as_uri(), self._import_experiments)
+    def _restore(self, name: str, artifacts: Path, seed: Seed = UNSEEDED) -> None:
+        # What the seed saw of them is in its template.
+        more = self._import_experiments if seed is UNSEEDED else {}
+        self.database.restore(name, self._experiment_id, artifacts.as_uri(), more, template=seed.template)
 
     def _own_exporter(self) -> Exporter | None:
         """The exporter of this process; None where this MLflow must be left to its own."""
@@ -356,100 +426,14 @@ def redirect_at_import(factory: Callable[[], StoreFactory]) -> Iterator[None]:
         yield
 
 
+def _programs_ran() -> float:
+    """Seconds of CPU time of this process's children so far; 0 on Windows, which does not tell."""
+    spent = times()
+    return spent.children_user + spent.children_system
+
+
 def _stranger() -> str | None:
     """The type of what stands in MLflow's place, where it is no module."""
     import mlflow
 
     return None if isinstance(mlflow, ModuleType) and hasattr(mlflow, "__file__") else type(mlflow).__name__
-
-
-def _read_traces(client: Any, database: Database) -> list[Trace]:
-    locations = [str(number) for number in database.experiments()]
-    try:
-        return sorted(_pages(client, locations), key=_start)
-    except StoreError:
-        raise
-    except Exception as error:
-        which = _unreadable(client, locations)
-        raise StoreError(f"{which} in {database.path} cannot be read: {_reason(error)}{_MOCKED}") from None
-
-
-# How many traces are read one by one to find the one that is broken.
-_MOST_ASKED = 500
-_MOCKED = "\n  Something has changed its rows, or replaces a part of MLflow, json or time while the trace is read."
-
-
-def _reason(error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first[:200]}"
-
-
-def _pages(client: Any, locations: list[str]) -> Iterator[Trace]:
-    seen: set[str | None] = {None}
-    token: str | None = None
-    while True:
-        page = client.search_traces(locations=locations, max_results=500, page_token=token)
-        token = getattr(page, "token", None)
-        if not isinstance(page, list) or not isinstance(token, str | None):
-            raise StoreError(f"MLflow's search_traces gave a {type(page).__name__}, and no list of traces{_MOCKED}")
-        yield from page
-        if not token:
-            return
-        if token in seen:
-            raise StoreError(f"MLflow's search_traces gives the same page again and again{_MOCKED}")
-        seen.add(token)
-
-
-def _unreadable(client: Any, locations: list[str]) -> str:
-    """The first trace that cannot be read by itself."""
-    token: str | None = None
-    with contextlib.suppress(Exception):  # another reason not to say which
-        for _ in range(_MOST_ASKED):
-            page = client.search_traces(locations=locations, max_results=1, page_token=token, include_spans=False)
-            try:
-                list(map(_start, client.search_traces(locations=locations, max_results=1, page_token=token)))
-            except Exception:
-                return f"the trace {page[0].info.trace_id}"
-            if not (token := page.token):
-                break
-    return "a trace"
-
-
-def _start(trace: Trace) -> int:
-    starts = [span.start_time_ns for span in trace.data.spans]
-    return min(starts) if starts else trace.info.request_time * 1_000_000
-
-
-def _flat(traces: Sequence[Trace]) -> tuple[Span, ...]:
-    return tuple(span for trace in traces for span in _read_spans(trace.data.spans))
-
-
-def _read_spans(entities: Iterable[Any]) -> list[Span]:
-    """In order of start. StoreError names the span that cannot be read."""
-    spans: list[Span] = []
-    for entity in entities:
-        try:
-            spans.append(read_span(entity))
-        except Exception as error:
-            trace_id, span_id, name = (getattr(entity, key, "?") for key in ("trace_id", "span_id", "name"))
-            raise StoreError(
-                f"the span {name!r} ({span_id}) of the trace {trace_id} cannot be read: {_reason(error)}{_MOCKED}"
-            ) from None
-    return sorted(spans, key=lambda span: span.start_ns)
-
-
-def _open_spans(session: Session) -> tuple[Span, ...]:
-    """The spans of traces whose root is running, from MLflow's memory where it can be read."""
-    spans: list[Span] = []
-    for otel_id in sorted(session.open):
-        try:
-            from mlflow.tracing.trace_manager import InMemoryTraceManager
-
-            memory: Any = InMemoryTraceManager
-            manager = memory.get_instance()
-            with manager.get_trace(manager.get_mlflow_trace_id_from_otel_id(otel_id)) as trace:
-                live = list(trace.span_dict.values()) if trace is not None else []
-        except (AttributeError, ImportError, TypeError):
-            continue
-        spans += _read_spans(live)
-    return tuple(spans)

@@ -75,18 +75,27 @@ class Database:
         self._template.close()
 
     def restore(
-        self, holder: str, experiment_id: int, artifacts: str, more: Mapping[int, str], deadline: float = 10.0
+        self,
+        holder: str,
+        experiment_id: int,
+        artifacts: str,
+        more: Mapping[int, str],
+        deadline: float = 10.0,
+        *,
+        template: sqlite3.Connection | None = None,
     ) -> None:
-        """Empty the live file and give it this test's experiment, and more of them by id and name.
+        """Empty the live file and give it this test's experiment, and more of them by id and name; or make it a copy
+        of another template than the empty one.
 
         `deadline` is in seconds; StoreError names `holder` of the last restore, whose connection is
         still in a transaction when it passes.
         """
-        self._prepare(experiment_id, artifacts, more)
+        template = self._template if template is None else template
+        _prepare(template, experiment_id, artifacts, more)
         try:
             # The busy timeout would count for each try.
             self._live.execute("PRAGMA busy_timeout = 0")
-            _copy(self._template, self._live, deadline)
+            _copy(template, self._live, deadline)
         except TimeoutError:
             raise self._in_use("emptied", deadline, "left") from None
         except sqlite3.Error as error:
@@ -98,16 +107,22 @@ class Database:
     def _in_use(self, done: str, deadline: float, verb: str) -> StoreError:
         user = f"{self._holder} {verb}" if self._holder else "somebody has"
         return StoreError(
-            f"the temporary MLflow store could not be {done} within {deadline:g} s: {user} a "
-            f"transaction open on {self.path}\n  Close every connection the test opens to the store."
+            f"the MLflow store is locked: {user} a transaction open on it\n"
+            f"  {self.path} could not be {done} within {deadline:g} s\n"
+            "  Close every connection the test opens to the store."
         )
 
-    def _prepare(self, experiment_id: int, artifacts: str, more: Mapping[int, str]) -> None:
-        """Set the experiments in memory, so that the live file changes in one step."""
-        for number, name in more.items():
-            _add_experiment(self._template, number, name)
-        self._template.execute("UPDATE experiments SET experiment_id = ? WHERE name = ?", (experiment_id, EXPERIMENT))
-        self._template.execute("UPDATE experiments SET artifact_location = ? || '/' || experiment_id", (artifacts,))
+    def as_template(self, experiment: str, experiment_id: int) -> sqlite3.Connection:
+        """A copy of the live file in memory, to restore from: what was written to the test's experiment stays there,
+        under another name and this id."""
+        memory = connect(":memory:", isolation_level=None, check_same_thread=False)
+        try:
+            _copy(self._live, memory, 10.0)
+        except TimeoutError:
+            raise self._in_use("copied", 10.0, "holds") from None
+        memory.execute("UPDATE experiments SET name = ? WHERE name = ?", (experiment, EXPERIMENT))
+        _add_experiment(memory, experiment_id, EXPERIMENT, like=experiment)
+        return memory
 
     def experiments(self) -> dict[int, str]:
         """The experiments in the live file by id, and their names. StoreError where it cannot be read."""
@@ -167,9 +182,17 @@ def _set_busy_timeout(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
 
 
-def _add_experiment(connection: sqlite3.Connection, number: int, name: str) -> None:
+def _prepare(template: sqlite3.Connection, experiment_id: int, artifacts: str, more: Mapping[int, str]) -> None:
+    """Set the experiments in memory, so that the live file changes in one step."""
+    for number, name in more.items():
+        _add_experiment(template, number, name)
+    template.execute("UPDATE experiments SET experiment_id = ? WHERE name = ?", (experiment_id, EXPERIMENT))
+    template.execute("UPDATE experiments SET artifact_location = ? || '/' || experiment_id", (artifacts,))
+
+
+def _add_experiment(connection: sqlite3.Connection, number: int, name: str, like: str = EXPERIMENT) -> None:
     """Copy the row of the ready experiment, whatever columns this MLflow version gives it."""
-    row = connection.execute("SELECT * FROM experiments WHERE name = ?", (EXPERIMENT,))
+    row = connection.execute("SELECT * FROM experiments WHERE name = ?", (like,))
     columns = [column[0] for column in row.description]
     values = dict(zip(columns, row.fetchone(), strict=True)) | {"experiment_id": number, "name": name}
     marks = ", ".join("?" * len(columns))

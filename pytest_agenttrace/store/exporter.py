@@ -16,6 +16,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from os import environ  # held here: a test may replace it on the module
 from typing import TYPE_CHECKING, Any
 
 from pytest_agenttrace.execution import Origin
@@ -218,16 +219,30 @@ def _tracer_provider(exporter: Exporter) -> TracerProvider:
     _import_ahead()
     _hush_opentelemetry()
     processor: Any = MlflowV3SpanProcessor
-    provider = TracerProvider(
-        sampler=ALWAYS_ON,
-        resource=Resource({"telemetry.sdk.name": "mlflow", "telemetry.sdk.language": "python"}),
-        id_generator=Ids(),
-        shutdown_on_exit=False,
-    )
+    with _without_settings():
+        provider = TracerProvider(
+            sampler=ALWAYS_ON,
+            resource=Resource({"telemetry.sdk.name": "mlflow", "telemetry.sdk.language": "python"}),
+            id_generator=Ids(),
+            shutdown_on_exit=False,
+        )
     # MLflow 3.9 takes the first processor for its own.
     provider.add_span_processor(processor(span_exporter=exporter, export_metrics=False))
     provider.add_span_processor(Starts())
     return provider
+
+
+@contextmanager
+def _without_settings() -> Iterator[None]:
+    """Hide OpenTelemetry's variables, which a provider reads once: OTEL_SDK_DISABLED would make it trace nothing, and
+    limits would cut attributes."""
+    hidden = {name: value for name, value in environ.items() if name.startswith("OTEL_")}
+    for name in hidden:
+        del environ[name]
+    try:
+        yield
+    finally:
+        environ.update(hidden)
 
 
 def _import_ahead() -> None:

@@ -89,6 +89,7 @@ LAST_TRACE = Global("mlflow.tracing.fluent", "_LAST_ACTIVE_TRACE_ID_GLOBAL")
 DESTINATION = Global("mlflow.tracing.provider", "_MLFLOW_TRACE_USER_DESTINATION")
 PROVIDER = Global("mlflow.tracing.provider", "provider")
 CONTEXT = Global("mlflow.tracing.provider", "mlflow_runtime_context")
+PROMPTS = Global("mlflow.prompt.registry_utils", "PromptCache")
 AUTOLOGGING = Global("mlflow.utils.autologging_utils", "AUTOLOGGING_INTEGRATIONS")
 
 # What MLflow takes for these where they are not set, while a store is open: code under test may clear the
@@ -204,6 +205,7 @@ def set_aside(uri: str, experiment_id: str | None, tracer_provider: Any) -> Iter
         stack.enter_context(_replaced(REGISTRY_URI, None))
         stack.enter_context(_replaced(LAST_TRACE, None))
         stack.enter_context(_outside_of_any_span())
+        stack.enter_context(_no_prompt_cached())
         if direct():
             stack.enter_context(_replaced(TRACKING_URI, uri))
             stack.enter_context(_replaced(EXPERIMENT_ID, experiment_id))
@@ -253,6 +255,20 @@ def _fresh(place: Global) -> Iterator[None]:
     factory = getattr(before, "default_factory", None)
     with _replaced(place, type(before)(factory) if factory is not None else type(before)()):
         yield
+
+
+@contextmanager
+def _no_prompt_cached() -> Iterator[None]:
+    """What was loaded from another store's registry must not be given out as this one's."""
+    cache = PROMPTS.read() if PROMPTS.exists() else None
+    before = getattr(cache, "_instance", None)
+    if before is not None:
+        setattr(cache, "_instance", None)  # noqa: B010  # mypy knows no such attribute of None
+    try:
+        yield
+    finally:
+        if hasattr(cache, "_instance"):
+            setattr(cache, "_instance", before)  # noqa: B010  # as above
 
 
 @contextmanager
@@ -346,12 +362,13 @@ class Autolog:
             function = self._functions[flavor] = _autolog_function(flavor)
             if function is None:
                 raise LookupError(f"autolog={flavor!r}: MLflow has no such flavor to trace")
-            if options or not _enabled(self._integrations.get(flavor)):
+            if options or _off(self._integrations.get(flavor)) is not None:
                 _autolog(flavor, function, silent=True, **options)
 
     def turned_off(self) -> tuple[str, ...]:
-        """The flavors the code under test has switched off since."""
-        return tuple(flavor for flavor in self.flavors if not _enabled(self._integrations.get(flavor)))
+        """How the code under test has switched flavors off since, as source text."""
+        found = {flavor: _off(self._integrations.get(flavor)) for flavor in self.flavors}
+        return tuple(f"mlflow.{flavor}.autolog({how})" for flavor, how in found.items() if how is not None)
 
     def close(self) -> None:
         for flavor, config in list(self._integrations.items()):
@@ -373,6 +390,13 @@ def _autologging() -> dict[str, dict[str, Any]]:
 
 def _enabled(config: Mapping[str, Any] | None) -> bool:
     return bool(config) and config is not None and not config.get("disable", False)
+
+
+def _off(config: Mapping[str, Any] | None) -> str | None:
+    """The argument that keeps a flavor from tracing; None where it traces."""
+    if not _enabled(config):
+        return "disable=True"
+    return "log_traces=False" if config is not None and config.get("log_traces") is False else None
 
 
 def _autolog_function(flavor: str) -> Any:

@@ -38,8 +38,10 @@ _SETTERS: dict[str, dict[str, tuple[str, ...]]] = {
         "set_registry_uri": ("mlflow.tracking", REGISTRY_URI.module),
         "set_experiment": ("mlflow.tracking.fluent",),
     },
-    "mlflow.tracing": dict.fromkeys(("set_destination", "reset", "enable"), ("mlflow.tracing.provider",)),
+    "mlflow.tracing": dict.fromkeys(("set_destination", "reset", "enable", "disable"), ("mlflow.tracing.provider",)),
 }
+# The module of the decorator around MLflow's tracing functions.
+_DECORATOR = "mlflow.tracing.utils.exception"
 # What a redirected function runs, by its name and the depth of nesting.
 _answers: dict[str, Callable[..., Any]] = {}
 
@@ -49,7 +51,7 @@ class Redirect:
     the functions keep their identity and change their code.
 
     `requests` is what was asked for, as source text with passwords masked; `asked` the last value
-    given to each function of one argument.
+    given to each function of one argument; `disabled_at` the line that has switched tracing off, `app.py:12`.
     """
 
     _open = 0
@@ -58,6 +60,7 @@ class Redirect:
         self.uri = uri
         self.requests: list[str] = []
         self.asked: dict[str, Any] = {}
+        self.disabled_at: str | None = None
         self._experiment_id = experiment_id
         self._tracer_provider = tracer_provider
         self._stack = ExitStack()
@@ -68,7 +71,7 @@ class Redirect:
         Redirect._open += 1
         for owner, names in _SETTERS.items():
             for name, elsewhere in names.items():
-                if name == "enable" and self._tracer_provider is None:
+                if name in ("enable", "disable") and self._tracer_provider is None:
                     continue
                 # Where it is MLflow's own no longer, it reaches no store either.
                 with contextlib.suppress(LookupError):
@@ -84,12 +87,22 @@ class Redirect:
         name = where.rpartition(".")[2]
         if name == "enable":
             return give_provider(self._tracer_provider)
+        if name == "disable":
+            return self._disable(original, args, kwargs)
         value = next(iter([*args, *kwargs.values()]), None)
         if name == "set_tracking_uri" and value == self.uri:
             return None
         self.requests.append(_source(where, args, kwargs))
         self.asked[name] = value
         return self._set_experiment(original, args, kwargs) if name == "set_experiment" else None
+
+    def _disable(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Followed, as it may keep secrets out of a trace, and remembered; MLflow's own use of it is no news."""
+        line = _line_of_caller()
+        if line is not None:
+            self.disabled_at = line
+            self.requests.append("mlflow.tracing.disable()")
+        return original(*args, **kwargs)
 
     def _set_experiment(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The experiment of that name in the temporary store, made where there is none. An id belongs to
@@ -112,6 +125,23 @@ class Redirect:
         if EXPERIMENT_ID.exists():
             EXPERIMENT_ID.write(experiment.experiment_id)
         return experiment
+
+
+def _line_of_caller() -> str | None:
+    """Who has called one of MLflow's setters, as `app.py:12`; None where it was MLflow itself."""
+    frame: types.FrameType | None = sys._getframe(1)
+    # Ours stands in the place of what MLflow has decorated.
+    while frame is not None and (frame.f_code.co_filename == __file__ or _module_of(frame) == _DECORATOR):
+        frame = frame.f_back
+    if frame is None or _module_of(frame).partition(".")[0] == "mlflow":
+        return None
+    path = Path(frame.f_code.co_filename)
+    here = Path.cwd()
+    return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{frame.f_lineno}"
+
+
+def _module_of(frame: types.FrameType) -> str:
+    return str(frame.f_globals.get("__name__"))
 
 
 def _new_experiment(client: Any, name: str) -> Any:
