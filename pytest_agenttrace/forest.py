@@ -16,6 +16,8 @@ __all__ = ["build_trace"]
 _MODEL_METHODS = frozenset(
     {"generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "predict"}
 )
+# LangGraph's name for the entry of a graph.
+_ENTRY = "__start__"
 
 
 def build_trace(
@@ -29,9 +31,9 @@ def build_trace(
     `forgives` says of a node whether sums leave out its calls that report no usage."""
     found, moved = _brought_home(list(spans))
     index = _Index(sorted(found, key=lambda span: (span.start_ns, span.span_id)))
-    attempts = index.attempts()
-    parents = {span.span_id: index.parent_of(span, attempts) for span in index.spans}
     all_calls = tuple(_moved(call, moved) for call in calls)
+    attempts = _without_idle_entries(index.attempts(), index, all_calls)
+    parents = {span.span_id: index.parent_of(span, attempts) for span in index.spans}
     model_calls = tuple(
         dataclasses.replace(call, forgiven=call.usage is None and (_injected(call) or forgives(call.node)))
         for call in _pair(index, all_calls)
@@ -50,6 +52,20 @@ def build_trace(
 
 def _injected(call: ModelCall) -> bool:
     return call.call is not None and call.call.injected is not None
+
+
+def _without_idle_entries(
+    attempts: dict[str, list[Span]], index: _Index, calls: Sequence[Call]
+) -> dict[str, list[Span]]:
+    """`__start__` is no node of the user's: LangGraph runs it where conditional edges leave the entry. It counts only
+    where a router there has called a model or a tool."""
+    entries = [namespace for namespace, spans in attempts.items() if spans[0].name == _ENTRY]
+    if not entries:
+        return attempts
+    busy = {call.caller.namespace for call in calls}
+    busy |= {index.namespace_of(span) for span in index.spans if span.type in MODEL_TYPES | {"TOOL"}}
+    idle = {entry for entry in entries if not any(inside(namespace, entry) for namespace in busy)}
+    return {namespace: spans for namespace, spans in attempts.items() if namespace not in idle}
 
 
 def _brought_home(spans: list[Span]) -> tuple[list[Span], dict[str, str]]:
@@ -87,13 +103,29 @@ class _Index:
     def __init__(self, spans: list[Span]) -> None:
         self.by_id = {span.span_id: span for span in spans}
         self.spans = list(self.by_id.values())
+        self._beside = {span.trace_id for span in self.spans if span.origin is not None}
         self._up: dict[str, Span] = {}
         self._placed: dict[str, Span | None] = {}
         for span in self.spans:
-            parent = self.by_id.get(span.parent_id) if span.parent_id is not None else None
+            parent = self._running_parent(span)
             # A circle of parents has no root: the link that would close it is left out.
             if parent is not None and parent is not span and all(above is not span for above in self.above(parent)):
                 self._up[span.span_id] = parent
+
+    def _running_parent(self, span: Span) -> Span | None:
+        """The nearest recorded ancestor that was running when this span started.
+
+        MLflow's `run_tracer_inline` leaves spans that have ended current in async code: what comes next is written
+        below them, a retry below the attempt that failed."""
+        passed = {span.span_id}
+        at = span
+        while at.parent_id is not None and at.parent_id not in passed:
+            above = self.by_id.get(at.parent_id)
+            if above is None or above.end_ns is None or above.end_ns >= span.start_ns:
+                return above
+            passed.add(above.span_id)
+            at = above
+        return None
 
     def up(self, span: Span) -> Span | None:
         return self._up.get(span.span_id)
@@ -162,7 +194,23 @@ class _Index:
             above = (up for up in self.above(span) if self.namespace_of(up) == place)
             return any(up.span_id in claims or (span.span_id not in claims and is_model(up)) for up in above)
 
-        return [span for span in self.spans if is_model(span) and not repeats(span)]
+        models = [span for span in self.spans if is_model(span) and not repeats(span)]
+        return [span for span in models if not self._told_again(span, models)]
+
+    def _told_again(self, span: Span, models: Sequence[Span]) -> bool:
+        """Whether a trace of its own tells what a model's span tells already: a client that is traced too and did not
+        find the span around it, as google-genai's in async code."""
+        if span.trace_id not in self._beside or span.usage is None:
+            return False
+        place = self.namespace_of(span)
+        return any(
+            other.trace_id != span.trace_id
+            and self.namespace_of(other) == place
+            and _counts(other) == _counts(span)
+            and other.start_ns <= span.start_ns
+            and (span.end_ns or span.start_ns) <= (other.end_ns or span.start_ns)
+            for other in models
+        )
 
     def parent_of(self, span: Span, attempts: dict[str, list[Span]]) -> Span | None:
         """The parent by metadata where the recorded one contradicts it."""

@@ -34,14 +34,14 @@ def article(*, model: str = "gemini-2.5-flash", second: Usage | None = SECOND) -
     fix = run.node("fix", sub, 2, "review:2|fix:4")
     run.model(fix, tokens(40, 10))
     write = run.node("write", graph, 3, "write:5")
-    run.model(write, tokens(900, 167))
+    asked = run.model(write, tokens(900, 167))
     return built(
         run,
         calls=[
             call(1, research, first.usage, duration=0.7, tool_requests=(ToolCall("web_search", {"query": "q"}),)),
             call(2, research, then.usage, duration=0.5, model=model),
             call(3, fix, tokens(40, 10), duration=0.02),
-            call(4, write, None, status=429),
+            call(4, write, None, status=429, at=asked.start_ns / 1e9),
             call(5, write, tokens(900, 167), duration=0.9),
         ],
     )
@@ -324,7 +324,7 @@ def test_the_drawn_tree() -> None:
         "│  └─ fix                  20 ms     50 tok  $0.00005",
         "│     └─ gemini-2.5-flash            50 tok  $0.00005    40 in, 10 out",
         "└─ write                   0.9 s  1,067 tok  $0.001067",
-        "   └─ gemini-2.5-flash            1,067 tok  $0.001067   900 in, 167 out",
+        "   └─ gemini-2.5-flash            1,067 tok  $0.001067   900 in, 167 out, after 429",
     ]
 
 
@@ -401,5 +401,5 @@ def test_nothing_traced_is_drawn_as_that() -> None:
 def test_a_selection_draws_its_own_part() -> None:
     assert str(ARTICLE["write"]).splitlines() == [
         "write                0.9 s  1,067 tok  $0.001067",
-        "└─ gemini-2.5-flash         1,067 tok  $0.001067   900 in, 167 out",
+        "└─ gemini-2.5-flash         1,067 tok  $0.001067   900 in, 167 out, after 429",
     ]
