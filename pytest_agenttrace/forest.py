@@ -336,20 +336,24 @@ def _pair(index: _Index, calls: Sequence[Call]) -> tuple[ModelCall, ...]:
     models = index.models()
     spans = [span for span in models if span.status != "error" or span.usage is not None]
     failed = [span for span in models if span.status == "error" and span.usage is None]
+    told = {span.span_id for span in models}
+    nested = [span for span in index.spans if span.usage is not None and span.span_id not in told]
     paired: list[tuple[int, ModelCall]] = []
     groups = {c.caller.namespace for c in answered} | {index.namespace_of(s) for s in spans}
     for group in groups:
         wires = [c for c in answered if c.caller.namespace == group]
         seen = [s for s in spans if index.namespace_of(s) == group]
         seen += [s for s in failed if index.namespace_of(s) == group] if len(wires) > len(seen) else []
-        paired += _pair_group(index, group, wires, seen)
+        paired += _pair_group(index, group, wires, seen, [s for s in nested if index.namespace_of(s) == group])
     return tuple(call for _, call in sorted(paired, key=lambda item: item[0]))
 
 
 def _pair_group(
-    index: _Index, namespace: str | None, wires: list[Call], models: list[Span]
+    index: _Index, namespace: str | None, wires: list[Call], models: list[Span], nested: list[Span]
 ) -> Iterable[tuple[int, ModelCall]]:
-    rest = list(models)
+    """`nested` are spans that seem to repeat one above them. Where the wire knows of more calls than there are others,
+    they do not: LangChain's `generate` starts the spans of all its prompts one below the other."""
+    rest, spare = list(models), list(nested)
     partners: dict[int, Span] = {}
     # A broken reply may count what its repetition counts, and leaves a span that counts nothing.
     for wire in sorted(wires, key=lambda call: call.injected in ("truncated", "malformed")):
@@ -360,6 +364,11 @@ def _pair_group(
     for wire in wires:
         if wire.index not in partners and rest:
             partners[wire.index] = rest.pop(0)
+    for wire in wires:
+        same = next((s for s in spare if _counts(s) == _counts(wire)), None)
+        if wire.index not in partners and same is not None:
+            partners[wire.index] = same
+            spare.remove(same)
     for wire in wires:
         span = partners.get(wire.index)
         called = ModelCall(wire.model, wire.node, namespace, wire.usage, call=wire)

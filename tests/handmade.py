@@ -84,9 +84,10 @@ def placed(parent: Span | None) -> dict[str, Any]:
 
 
 def call(index: int, by: Span | None, usage: Usage | None, *, status: int = 200, **fields: Any) -> Call:
-    """An exchange made by the node of a span (None: outside of any)."""
+    """An exchange made by the node of a span (None: outside of any), while that span ran."""
     caller = Caller(by.node, by.step, by.namespace, by.path) if by else Caller()
     endpoint = Endpoint(fields.pop("method", "generateContent"), fields.pop("model", FLASH), False, False, False)
+    fields.setdefault("at", (by.start_ns + 100) / 1e9 if by else 0.0)
     return Call(index, caller, endpoint, status, usage, **fields)
 
 

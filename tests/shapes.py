@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import wraps
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pytest_agenttrace import ErrorReply, GeminiServer, Reply
 from pytest_agenttrace.capture import AgentTrace, capture, judge
@@ -76,7 +77,7 @@ class Script:
             return Reply(tool_calls=[(name, args) for name, args in tools[turn]], usage=usage)
         if "json" in said:
             return Reply(json=said["json"], usage=usage)
-        return Reply(said["text"], usage=usage)
+        return Reply(said["text"], usage=usage, grounding=said.get("grounding"))
 
 
 class Kit:
@@ -92,8 +93,10 @@ class Kit:
     def model(self, **options: Any) -> Any:
         from langchain_google_genai import ChatGoogleGenerativeAI
 
-        given = {"model": FLASH, **options}
-        return self._models.setdefault(str(given), ChatGoogleGenerativeAI(**given))
+        key = str(options)
+        if key not in self._models:
+            self._models[key] = ChatGoogleGenerativeAI(**{"model": FLASH, **options})
+        return self._models[key]
 
     async def run(self, runnable: Any, value: Any, config: Any = None, **more: Any) -> Any:
         """A runnable inside of a node."""
@@ -114,8 +117,10 @@ class Kit:
         def plain(*args: Any, **kwargs: Any) -> Any:
             return drive(function(*args, **kwargs))  # type: ignore[arg-type]  # every shape's functions are coroutines
 
-        # What LangGraph and LangChain look at to tell them apart.
+        # What LangGraph and LangChain look at to tell them apart, and where they look types up.
         del plain.__wrapped__
+        plain.__signature__ = signature(function, eval_str=True)  # type: ignore[attr-defined]  # what `signature` reads
+        plain.__annotations__ = get_type_hints(function)
         return plain
 
     def asking(self, units: int, update: Any = None, **more: Any) -> Any:
@@ -176,7 +181,7 @@ class Shape:
 
     def facts(self, entry: str, inline: bool | None) -> dict[str, Any]:
         """What `read` must give."""
-        is_apart = Kit(entry).async_nodes and inline is not True
+        is_apart = Kit(entry).is_async and inline is not True
         return {
             "trajectory": list(self.trajectory),
             "outline": list(self.outline),
@@ -236,7 +241,11 @@ class Studio:
             return read(trace)
 
     @contextmanager
-    def traced(self, given: Shape, entry: str, inline: bool | None = None) -> Iterator[AgentTrace]:
+    def traced(
+        self, given: Shape, entry: str, inline: bool | None = None, *, apart: bool = True
+    ) -> Iterator[AgentTrace]:
+        """The trace of one run. `apart` gives each graph an async task of its own where the tracer is inline: of runs
+        that follow each other in one task, MLflow loses some."""
         streams = "messages" in entry or "events" in entry or entry.endswith(":all")
         name = f"{given.name}{'-streamed' if streams else ''}"
         if name not in self.recorded:
@@ -250,8 +259,7 @@ class Studio:
                 assert server.unscripted == []
             self.recorded.add(name)
         with self._capture(given, name, inline, record=False) as trace:
-            # Of runs that follow each other in one task, MLflow's inline tracer loses every second one.
-            play(given, entry, apart=inline is True)
+            play(given, entry, apart=apart and inline is True)
             yield trace
 
     def _capture(self, given: Shape, name: str, inline: bool | None, *, record: bool) -> Any:

@@ -12,6 +12,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnableParallel
+from langchain_core.tools import StructuredTool
 from langgraph.cache.memory import InMemoryCache
 from langgraph.func import entrypoint, task
 from langgraph.graph import START, StateGraph
@@ -349,3 +350,115 @@ async def a_span_that_is_still_open(kit: Kit) -> None:
     # Detached: nobody ends it.
     mlflow.start_span_no_context("open")
     await kit.invoke(lined("g", a=kit.asking(1), b=kit.asking(2)), {})
+
+
+@shape(
+    trajectory=["__start__", "a"],
+    outline=[asks("__start__"), asks("a")],
+    nodes=spent(__start__=1, a=2),
+    llm_calls=2,
+)
+async def a_router_that_asks_at_the_entry(kit: Kit) -> None:
+    """LangGraph's own node at the entry counts where something was asked there."""
+
+    async def route(state: State) -> str:
+        await kit.ask(1)
+        return "a"
+
+    graph = StateGraph(State)
+    graph.add_node("a", kit.asking(2))
+    graph.add_conditional_edges(START, kit.node(route), ["a"])
+    await kit.invoke(graph.compile(), {})
+
+
+@shape(
+    trajectory=["a", "b"],
+    outline=[{"a": [FLASH, FLASH]}, asks("b")],
+    nodes=spent(a=1 + 2, b=4),
+    llm_calls=3,
+)
+async def a_router_that_asks(kit: Kit) -> None:
+    """A router belongs to the node that it leads away from."""
+
+    async def route(state: State) -> str:
+        await kit.ask(2)
+        return "b"
+
+    graph = StateGraph(State)
+    graph.add_node("a", kit.asking(1))
+    graph.add_node("b", kit.asking(4))
+    graph.add_edge(START, "a")
+    graph.add_conditional_edges("a", kit.node(route), ["b"])
+    await kit.invoke(graph.compile(), {})
+
+
+@shape(
+    trajectory=["a", "b"],
+    outline=[{"a": [f"{FLASH} [google_search]"]}, asks("b")],
+    nodes=spent(a=1, b=2),
+    llm_calls=2,
+)
+async def googles_own_tools(kit: Kit) -> None:
+    async def a(state: State) -> State:
+        model = kit.model().bind_tools([{"google_search": {}}])
+        await kit.run(model, prompt(1, grounding={"webSearchQueries": ["solar sails"]}))
+        return {}
+
+    await kit.invoke(lined("g", a=kit.node(a), b=kit.asking(2)), {})
+
+
+@shape(
+    trajectory=["a"],
+    outline=[{"a": [FLASH, FLASH]}],
+    nodes=spent(a=1 + 2),
+    llm_calls=2,
+    # `agenerate` outside of a chain takes no part in LangChain's run.
+    apart=["orphans"],
+)
+async def several_prompts_in_one_generate(kit: Kit) -> None:
+    """One `generate` starts the spans of all its prompts before it asks the first."""
+
+    async def a(state: State) -> State:
+        prompts = [[HumanMessage(prompt(1))], [HumanMessage(prompt(2))]]
+        if kit.async_nodes:
+            await kit.model().agenerate(prompts)
+        else:
+            kit.model().generate(prompts)
+        return {}
+
+    await kit.invoke(lined("g", a=kit.node(a)), {})
+
+
+@shape(
+    trajectory=["a"],
+    outline=[{"a": ["outer()", "inner()", FLASH, asks("x"), FLASH]}],
+    nodes=spent(a=1 + 2 + 4),
+    llm_calls=3,
+    executions=["a", "x"],
+    tool_calls=[("outer", {"query": "q"}), ("inner", {"query": "q"})],
+)
+async def a_tool_that_calls_a_tool_a_model_and_a_graph(kit: Kit) -> None:
+    inner_graph = lined("inner", x=kit.asking(2))
+
+    async def inner(query: str) -> str:
+        """Inner."""
+        return await kit.ask(1)
+
+    async def outer(query: str) -> str:
+        """Outer."""
+        await kit.run(inner_tool, {"query": query})
+        await kit.run(inner_graph, {})
+        return await kit.ask(4)
+
+    def made(function: Any) -> Any:
+        return StructuredTool.from_function(
+            **{"coroutine" if kit.async_nodes else "func": kit.node(function)}, name=function.__name__, description="-"
+        )
+
+    inner_tool, outer_tool = made(inner), made(outer)
+
+    async def a(state: State) -> State:
+        await kit.run(outer_tool, {"query": "q"})
+        return {}
+
+    await kit.invoke(lined("g", a=kit.node(a)), {})

@@ -257,15 +257,6 @@ async def an_exception_in_a_subgraph(kit: Kit) -> None:
         await kit.invoke(lined("g", sub=sub), {})
 
 
-def sleeping(kit: Kit, units: int) -> Any:
-    async def node(state: State) -> State:
-        await kit.ask(units)
-        await asyncio.sleep(30)
-        return {}
-
-    return kit.node(node)
-
-
 @shape(
     trajectory=["a", "slow"],
     outline=[asks("a"), asks("slow")],
@@ -275,9 +266,17 @@ def sleeping(kit: Kit, units: int) -> Any:
     entries=["ainvoke", "astream:updates"],
 )
 async def a_timeout_around_the_graph(kit: Kit) -> None:
+    limit = asyncio.timeout(None)
+
+    async def slow(state: State) -> State:
+        await kit.ask(2)
+        limit.reschedule(asyncio.get_running_loop().time())
+        await asyncio.sleep(30)
+        return {}
+
     with suppress(TimeoutError):
-        async with asyncio.timeout(2):
-            await kit.invoke(lined("g", a=kit.asking(1), slow=sleeping(kit, 2)), {})
+        async with limit:
+            await kit.invoke(lined("g", a=kit.asking(1), slow=slow), {})
 
 
 @shape(
@@ -331,3 +330,164 @@ async def a_stream_that_is_left(kit: Kit) -> None:
         for _ in stream:
             break
         stream.close()
+
+
+@shape(
+    trajectory=["sub", "sub", "end"],
+    outline=[
+        {"sub": [asks("first"), {"ask": [FLASH, FLASH, FLASH]}]},
+        {"sub": [asks("first"), {"ask": [FLASH, FLASH, FLASH, FLASH]}]},
+        asks("end"),
+    ],
+    nodes=spent(sub=2 * 1 + (2 * 2 + 4) + (3 * 2 + 4), end=8),
+    llm_calls=10,
+    executions=["sub", "first", "ask", "sub", "first", "ask", "end"],
+)
+async def interrupts_in_parallel_subgraphs_resumed_one_by_one(kit: Kit) -> None:
+    sub = lined("sub", first=kit.asking(1), ask=asking_a_person(kit, 2, 4))
+    graph = StateGraph(State)
+    graph.add_node("sub", sub)
+    graph.add_node("end", kit.asking(8))
+    graph.add_conditional_edges(START, lambda state: [Send("sub", {"n": 1}), Send("sub", {"n": 2})], ["sub"])
+    graph.add_edge("sub", "end")
+    app = graph.compile(checkpointer=InMemorySaver())
+    await kit.invoke(app, {}, THREAD)
+    for _ in range(2):
+        first = app.get_state(THREAD).interrupts[0]
+        await kit.invoke(app, Command(resume={first.id: "yes"}), THREAD)
+
+
+@shape(
+    trajectory=["ask", "end"],
+    outline=[{"ask": [FLASH] * 6}, asks("end")],
+    nodes=spent(ask=3 * 1 + 3 * 2, end=4),
+    llm_calls=7,
+)
+async def two_interrupts_in_one_node(kit: Kit) -> None:
+    async def ask(state: State) -> State:
+        await kit.ask(1)
+        for _ in range(2):
+            interrupt("ok?")
+            await kit.ask(2)
+        return {}
+
+    graph = StateGraph(State)
+    graph.add_node("ask", kit.node(ask))
+    graph.add_node("end", kit.asking(4))
+    graph.add_edge(START, "ask")
+    graph.add_edge("ask", "end")
+    app = graph.compile(checkpointer=InMemorySaver())
+    await kit.invoke(app, {}, THREAD)
+    await kit.invoke(app, Command(resume="yes"), THREAD)
+    await kit.invoke(app, Command(resume="yes"), THREAD)
+
+
+@shape(
+    trajectory=["a", "b"],
+    outline=[asks("a"), asks("b")],
+    nodes=spent(a=1, b=2),
+    llm_calls=2,
+)
+async def a_breakpoint(kit: Kit) -> None:
+    """`interrupt_before` stops between two nodes: nothing is interrupted."""
+    graph = StateGraph(State)
+    graph.add_node("a", kit.asking(1))
+    graph.add_node("b", kit.asking(2))
+    graph.add_edge(START, "a")
+    graph.add_edge("a", "b")
+    app = graph.compile(checkpointer=InMemorySaver(), interrupt_before=["b"])
+    await kit.invoke(app, {}, THREAD)
+    await kit.invoke(app, None, THREAD)
+
+
+@shape(
+    trajectory=["a", "wrong", "b"],
+    outline=[asks("a"), {"wrong": [FLASH, FLASH]}, asks("b")],
+    nodes=spent(a=1, wrong=2 * 2, b=4),
+    llm_calls=4,
+    executions=["a", ("wrong", "ok", 2, None), "b"],
+)
+async def a_run_taken_up_after_an_error(kit: Kit) -> None:
+    graph = StateGraph(State)
+    graph.add_node("a", kit.asking(1))
+    graph.add_node("wrong", failing(kit, 1, 2, ValueError))
+    graph.add_node("b", kit.asking(4))
+    for before, after in ((START, "a"), ("a", "wrong"), ("wrong", "b")):
+        graph.add_edge(before, after)
+    app = graph.compile(checkpointer=InMemorySaver())
+    with suppress(ValueError):
+        await kit.invoke(app, {"n": 1}, THREAD)
+    await kit.invoke(app, None, THREAD)
+
+
+@shape(
+    trajectory=["sub", "sub"],
+    outline=[{"sub": [asks("x"), asks("x")]}] * 2,
+    nodes=spent(sub=4 * 1),
+    llm_calls=4,
+    executions=["sub", "x", "x", "sub", "x", "x"],
+)
+async def the_recursion_limit(kit: Kit) -> None:
+    from langgraph.errors import GraphRecursionError
+
+    inner = StateGraph(State)
+    inner.add_node("x", kit.asking(1))
+    inner.add_edge(START, "x")
+    inner.add_edge("x", "x")
+
+    async def sub(state: State) -> State:
+        with suppress(GraphRecursionError):
+            await kit.run(inner.compile(), {}, {"recursion_limit": 2})
+        return {}
+
+    graph = StateGraph(State)
+    graph.add_node("sub", kit.node(sub))
+    graph.add_edge(START, "sub")
+    graph.add_edge("sub", "sub")
+    with suppress(GraphRecursionError):
+        await kit.invoke(graph.compile(), {}, {"recursion_limit": 2})
+
+
+@shape(
+    trajectory=["a"],
+    outline=[asks("a")],
+    nodes=spent(a=1),
+    llm_calls=1,
+    executions=[("a", "error", 1, "TimeoutError: too slow")],
+    entries=["ainvoke", "astream:updates"],
+)
+async def a_timeout_inside_of_a_node(kit: Kit) -> None:
+    async def a(state: State) -> State:
+        await kit.ask(1)
+        try:
+            await asyncio.wait_for(asyncio.sleep(30), 0.1)
+        except TimeoutError:
+            raise TimeoutError("too slow") from None
+        return {}
+
+    with suppress(TimeoutError):
+        await kit.invoke(lined("g", a=a), {})
+
+
+@shape(
+    trajectory=["a"],
+    outline=[asks("a")],
+    nodes=spent(a=1),
+    llm_calls=1,
+    executions=[("a", "cancelled", 1, None)],
+    entries=["ainvoke", "astream:updates"],
+)
+async def a_cancelled_task(kit: Kit) -> None:
+    asked = asyncio.Event()
+
+    async def a(state: State) -> State:
+        await kit.ask(1)
+        asked.set()
+        await asyncio.sleep(30)
+        return {}
+
+    task = asyncio.create_task(kit.invoke(lined("g", a=a), {}))
+    await asked.wait()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

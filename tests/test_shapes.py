@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
+from pytest_agenttrace.capture import judge
+from pytest_agenttrace.settings import Tolerance
 from tests import shapes_beside, shapes_ends, shapes_flow
 from tests.shapes import ENTRIES, SHAPES, Studio
 
@@ -41,3 +44,29 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
 @pytest.mark.parametrize(("name", "entry", "inline"), cases())
 def test_a_shape_reads_the_same_in_every_way(studio: Studio, name: str, entry: str, inline: bool | None) -> None:
     assert studio.run(SHAPES[name], entry, inline) == SHAPES[name].facts(entry, inline)
+
+
+def test_mlflow_loses_runs_that_follow_another_one_in_a_task(studio: Studio) -> None:
+    """MLflow 3.9 to 3.17: an inline tracer leaves the last node's span current; what comes next is written below it,
+    into a trace that has ended. Where this no longer fails, the kit needs no tasks of its own (`apart`)."""
+    shape = dataclasses.replace(SHAPES["interrupt_and_resume"], findings=["uncounted"])
+    with studio.traced(shape, "ainvoke", True, apart=False) as trace:
+        assert (trace.trajectory, trace.tokens) == (["plan", "ask"], 17 * 11)
+        verdict = judge(trace, trace._cassette, trace._store, tolerance=Tolerance())
+    why = (
+        "  MLflow saw nothing of this run of the node. Of runs that follow each other in one async task it loses some\n"
+        "  with run_tracer_inline=True: leave that out, or await asyncio.create_task(...) for each run. [uncounted]"
+    )
+    assert verdict.failures == (
+        "ask, call 3: 22 tokens on the wire, no span in the trace\n"
+        f"  the same for call 4\n  gemini-2.5-flash:generateContent\n{why}",
+        f"end, call 5: 88 tokens on the wire, no span in the trace\n  gemini-2.5-flash:generateContent\n{why}",
+    )
+
+
+@pytest.mark.xdist_group("200 repetitions")
+def test_200_repetitions_read_the_same(studio: Studio) -> None:
+    """The hardest for an order: branches that fan out in branches, async, each time as the machine is busy."""
+    shape = SHAPES["fan_out_called_inside_of_a_fan_out"]
+    read = [studio.run(shape, "ainvoke", None if n % 2 else True) for n in range(200)]
+    assert [n for n, facts in enumerate(read) if facts != shape.facts("ainvoke", None)] == []
