@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
 
 from pytest_agenttrace.capture import judge
 from pytest_agenttrace.settings import Tolerance
-from tests import shapes_beside, shapes_ends, shapes_flow
+from tests import shapes_beside, shapes_ends, shapes_flow, shapes_interrupts, shapes_spans
 from tests.shapes import ENTRIES, SHAPES, Studio
 
-assert shapes_flow
-assert shapes_ends
-assert shapes_beside
+assert all((shapes_flow, shapes_ends, shapes_interrupts, shapes_beside, shapes_spans))  # they fill SHAPES
 
 # Each shape plain and async, with MLflow's tracer inline and not; the telling ones in every other way too.
 WAYS: list[tuple[str, bool | None]] = [("invoke", None), ("ainvoke", None), ("ainvoke", True)]
@@ -70,3 +69,22 @@ def test_200_repetitions_read_the_same(studio: Studio) -> None:
     shape = SHAPES["fan_out_called_inside_of_a_fan_out"]
     read = [studio.run(shape, "ainvoke", None if n % 2 else True) for n in range(200)]
     assert [n for n, facts in enumerate(read) if facts != shape.facts("ainvoke", None)] == []
+
+
+MODEL = "gemini-2.5-flash      11 tok  $0.0000055   10 in, 1 out"
+
+
+@pytest.mark.parametrize("entry", ["invoke", "ainvoke"])
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        # What google-genai tries again by itself leaves no span; what LangChain does leaves one for each attempt.
+        ("google_genais_own_retries", [f"   └─ {MODEL}, after 503, 429"]),
+        ("with_retry", ["!    ├─ ChatGoogleGenerativeAI", "!    ├─ ChatGoogleGenerativeAI", f"     └─ {MODEL}"]),
+    ],
+)
+def test_calls_that_failed_are_told_once(studio: Studio, entry: str, name: str, rows: list[str]) -> None:
+    with studio.traced(SHAPES[name], entry) as trace:
+        assert [call.status for call in trace.calls] == [503, 429 if len(rows) == 1 else 503, 200]
+        # The column of durations is as wide as this machine was slow.
+        assert [re.sub(r" {6,}(?=11 tok)", "      ", line) for line in str(trace).splitlines()[2:]] == rows
