@@ -30,8 +30,11 @@ def build_trace(
 
     `forgives` says of a node whether sums leave out its calls that report no usage."""
     found, moved = _brought_home(list(spans))
-    index = _Index(sorted(found, key=lambda span: (span.start_ns, span.span_id)))
+    index = _Index(found)
     all_calls = tuple(_moved(call, moved) for call in calls)
+    if hosts := index.hosts():
+        index = _Index([_hosted(span, span.namespace, hosts) for span in index.spans])
+        all_calls = tuple(_hosted_call(call, hosts) for call in all_calls)
     attempts = _without_idle_entries(index.attempts(), index, all_calls)
     parents = {span.span_id: index.parent_of(span, attempts) for span in index.spans}
     model_calls = tuple(
@@ -90,6 +93,30 @@ def _brought_home(spans: list[Span]) -> tuple[list[Span], dict[str, str]]:
     return placed, moved
 
 
+def _hosted(span: Span, namespace: str | None, hosts: Mapping[str, str]) -> Span:
+    """A span of a graph that does not say which node invoked it, with the namespace that does."""
+    home = _inner_of(namespace, hosts)
+    return span if home is None else dataclasses.replace(span, namespace=home)
+
+
+def _hosted_call(call: Call, hosts: Mapping[str, str]) -> Call:
+    home = _inner_of(call.caller.namespace, hosts)
+    return call if home is None else dataclasses.replace(call, caller=dataclasses.replace(call.caller, namespace=home))
+
+
+def _inner_of(namespace: str | None, hosts: Mapping[str, str]) -> str | None:
+    """The whole namespace of what lies in one of those that `hosts` has a node for; None for anything else."""
+    found, at, passed = namespace, namespace, set[str]()
+    while at is not None:
+        own = at if at in hosts else outer_of(at, hosts)
+        if own is None or own in passed:
+            break
+        passed.add(own)
+        at = hosts[own]
+        found = f"{at}|{found}"
+    return found if passed else None
+
+
 def _moved(call: Call, moved: Mapping[str, str]) -> Call:
     namespace = moved.get(call.caller.namespace or "")
     if namespace is None:
@@ -100,8 +127,9 @@ def _moved(call: Call, moved: Mapping[str, str]) -> Call:
 class _Index:
     """The spans of a test, found by id, with what LangGraph's metadata says of each."""
 
-    def __init__(self, spans: list[Span]) -> None:
-        self.by_id = {span.span_id: span for span in spans}
+    def __init__(self, spans: Iterable[Span]) -> None:
+        in_order = sorted(spans, key=lambda span: (span.start_ns, span.span_id))
+        self.by_id = {span.span_id: span for span in in_order}
         self.spans = list(self.by_id.values())
         self._beside = {span.trace_id for span in self.spans if span.origin is not None}
         self._up: dict[str, Span] = {}
@@ -176,6 +204,27 @@ class _Index:
             if not any(up.namespace == span.namespace and up.name == span.name for up in self.above(span)):
                 found.setdefault(span.namespace, []).append(span)
         return found
+
+    def hosts(self) -> dict[str, str]:
+        """The node that each outermost execution was invoked by, where its namespace does not say so: LangGraph gives
+        graphs with a thread of their own, or a memory (`checkpointer=True`), namespaces that begin anew.
+
+        Only a graph's own span between the two tells: wrong parents put a node directly below another one."""
+        attempts = self.attempts()
+        hosts: dict[str, str] = {}
+        for namespace, spans in attempts.items():
+            if outer_of(namespace, attempts) is not None:
+                continue
+            graph = next((up for up in self.above(spans[0]) if not self._within(up, namespace)), None)
+            if graph is None or graph.namespace not in attempts or graph.type in MODEL_TYPES | {"TOOL"}:
+                continue
+            if all(graph is not attempt for attempt in attempts[graph.namespace]):
+                hosts[namespace] = graph.namespace
+        return hosts
+
+    @staticmethod
+    def _within(span: Span, namespace: str) -> bool:
+        return span.namespace is None or inside(span.namespace, namespace)
 
     def models(self) -> list[Span]:
         """One span per call, however often nested autologs repeat it: the outermost that claims usage,

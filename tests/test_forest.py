@@ -472,6 +472,32 @@ def test_namespaces_that_only_begin_alike_are_not_inside_each_other() -> None:
     assert (trace["n1"].tokens, trace["n2"].tokens) == (30, 15)
 
 
+def test_graphs_whose_namespaces_begin_anew_belong_to_the_node_that_invoked_them() -> None:
+    run = Run()
+    graph = run.graph()
+    for n, space in ((1, ""), (2, "sub|")):
+        sub = run.node("sub", graph, n, f"sub:{n}")
+        x = run.node("x", run.graph(parent=sub), n, f"{space}x:{n}")
+        run.node("deep", run.graph(parent=x), 1, f"deep:{n}")
+        y = run.node("y", run.graph(parent=x), 1, f"{space}x:{n}|y:1")
+        run.model(y, ONE)
+    trace = built(run, calls=[call(1, y, ONE)])
+    assert trace.trajectory == ["sub", "sub"]
+    assert trace.outline == [{"sub": [{"x": [{"deep": []}, {"y": [FLASH]}]}]}] * 2
+    assert [e.namespace for e in trace["deep"]] == ["sub:1|x:1|deep:1", "sub:2|sub|x:2|deep:2"]
+    assert [c.namespace for c in trace.llm_calls] == ["sub:1|x:1|y:1", "sub:2|sub|x:2|y:1"]
+    assert (trace["sub"].tokens, [c.index for c in trace["y"].calls]) == (30, [1])
+
+
+def test_graphs_that_seem_to_have_invoked_each_other_are_left_where_they_are() -> None:
+    run = Run()
+    b_graph = run.add("g", None, namespace="b:1", node="b", step=1)
+    a_graph = run.add("g", None, namespace="a:1", node="a", step=1)
+    run.node("a", b_graph, 1, "a:1")
+    run.node("b", a_graph, 1, "b:1")
+    assert sorted(span.name for root in built(run).roots for span in root.walk()) == ["a", "b", "g", "g"]
+
+
 # Names that mislead
 
 

@@ -34,6 +34,7 @@ FLOORS = (
     ("trace", "wire"),
     ("execution",),
     ("threads",),
+    ("model_runs",),
     ("calls",),
     ("settings",),
     ("usage", "tree", "environment", "ignoring", "network", "importing", "locking"),

@@ -10,10 +10,10 @@ import pytest
 
 from pytest_agenttrace.capture import judge
 from pytest_agenttrace.settings import Tolerance
-from tests import shapes_beside, shapes_ends, shapes_flow, shapes_interrupts, shapes_spans
+from tests import shapes_beside, shapes_ends, shapes_flow, shapes_interrupts, shapes_more, shapes_spans
 from tests.shapes import ENTRIES, SHAPES, Studio
 
-assert all((shapes_flow, shapes_ends, shapes_interrupts, shapes_beside, shapes_spans))  # they fill SHAPES
+assert all((shapes_flow, shapes_ends, shapes_interrupts, shapes_beside, shapes_more, shapes_spans))  # they fill SHAPES
 
 # Each shape plain and async, with MLflow's tracer inline and not; the telling ones in every other way too.
 WAYS: list[tuple[str, bool | None]] = [("invoke", None), ("ainvoke", None), ("ainvoke", True)]
