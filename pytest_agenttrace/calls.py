@@ -80,9 +80,10 @@ class Call:
     """One exchange with the Gemini API: what was asked, what came back, who asked.
 
     `index` counts the test's calls from 1. `status` is None where no reply came; `usage` is None where the reply
-    reports none. `recorded_at` is the recording's time, `duration` how long the real call took, in seconds. `attempt`
-    counts from 1 how often in a row an execution has asked the same, after so many vain ones. `injected` names the
-    fault that a test has put in the place of the reply, or into it.
+    reports none. `server_tools` are those that Google ran for the reply, each once: `google_search`, `code_execution`,
+    `url_context`, `file_search`, `google_maps`. `recorded_at` is the recording's time, `duration` how long the real
+    call took, in seconds. `attempt` counts from 1 how often in a row an execution has asked the same, after so many
+    vain ones. `injected` names the fault that a test has put in the place of the reply, or into it.
     """
 
     index: int
@@ -93,6 +94,7 @@ class Call:
     model_version: str | None = None
     finish_reason: str | None = None
     tool_requests: tuple[ToolCall, ...] = ()
+    server_tools: tuple[str, ...] = ()
     recorded_at: datetime | None = None
     duration: float | None = None
     # Seconds since the epoch at which the exchange happened in this process, for pairing with spans.
@@ -144,6 +146,11 @@ class ModelCall:
     def tool_requests(self) -> tuple[ToolCall, ...]:
         """The tools the model asked for; what ran is in `Trace.tool_calls`."""
         return self.call.tool_requests if self.call else ()
+
+    @property
+    def server_tools(self) -> tuple[str, ...]:
+        """The tools that Google ran itself to make this reply: `google_search`, `code_execution`, ..."""
+        return self.call.server_tools if self.call else ()
 
 
 # USD of one model call; raises LookupError where the model has no price.

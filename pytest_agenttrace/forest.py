@@ -16,6 +16,8 @@ __all__ = ["build_trace"]
 _MODEL_METHODS = frozenset(
     {"generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "predict"}
 )
+# LangGraph's name for the entry of a graph.
+_ENTRY = "__start__"
 
 
 def build_trace(
@@ -28,10 +30,13 @@ def build_trace(
 
     `forgives` says of a node whether sums leave out its calls that report no usage."""
     found, moved = _brought_home(list(spans))
-    index = _Index(sorted(found, key=lambda span: (span.start_ns, span.span_id)))
-    attempts = index.attempts()
-    parents = {span.span_id: index.parent_of(span, attempts) for span in index.spans}
+    index = _Index(found)
     all_calls = tuple(_moved(call, moved) for call in calls)
+    if hosts := index.hosts():
+        index = _Index([_hosted(span, span.namespace, hosts) for span in index.spans])
+        all_calls = tuple(_hosted_call(call, hosts) for call in all_calls)
+    attempts = _without_idle_entries(index.attempts(), index, all_calls)
+    parents = {span.span_id: index.parent_of(span, attempts) for span in index.spans}
     model_calls = tuple(
         dataclasses.replace(call, forgiven=call.usage is None and (_injected(call) or forgives(call.node)))
         for call in _pair(index, all_calls)
@@ -50,6 +55,20 @@ def build_trace(
 
 def _injected(call: ModelCall) -> bool:
     return call.call is not None and call.call.injected is not None
+
+
+def _without_idle_entries(
+    attempts: dict[str, list[Span]], index: _Index, calls: Sequence[Call]
+) -> dict[str, list[Span]]:
+    """`__start__` is no node of the user's: LangGraph runs it where conditional edges leave the entry. It counts only
+    where a router there has called a model or a tool."""
+    entries = [namespace for namespace, spans in attempts.items() if spans[0].name == _ENTRY]
+    if not entries:
+        return attempts
+    busy = {call.caller.namespace for call in calls}
+    busy |= {index.namespace_of(span) for span in index.spans if span.type in MODEL_TYPES | {"TOOL"}}
+    idle = {entry for entry in entries if not any(inside(namespace, entry) for namespace in busy)}
+    return {namespace: spans for namespace, spans in attempts.items() if namespace not in idle}
 
 
 def _brought_home(spans: list[Span]) -> tuple[list[Span], dict[str, str]]:
@@ -74,6 +93,30 @@ def _brought_home(spans: list[Span]) -> tuple[list[Span], dict[str, str]]:
     return placed, moved
 
 
+def _hosted(span: Span, namespace: str | None, hosts: Mapping[str, str]) -> Span:
+    """A span of a graph that does not say which node invoked it, with the namespace that does."""
+    home = _inner_of(namespace, hosts)
+    return span if home is None else dataclasses.replace(span, namespace=home)
+
+
+def _hosted_call(call: Call, hosts: Mapping[str, str]) -> Call:
+    home = _inner_of(call.caller.namespace, hosts)
+    return call if home is None else dataclasses.replace(call, caller=dataclasses.replace(call.caller, namespace=home))
+
+
+def _inner_of(namespace: str | None, hosts: Mapping[str, str]) -> str | None:
+    """The whole namespace of what lies in one of those that `hosts` has a node for; None for anything else."""
+    found, at, passed = namespace, namespace, set[str]()
+    while at is not None:
+        own = at if at in hosts else outer_of(at, hosts)
+        if own is None or own in passed:
+            break
+        passed.add(own)
+        at = hosts[own]
+        found = f"{at}|{found}"
+    return found if passed else None
+
+
 def _moved(call: Call, moved: Mapping[str, str]) -> Call:
     namespace = moved.get(call.caller.namespace or "")
     if namespace is None:
@@ -84,16 +127,33 @@ def _moved(call: Call, moved: Mapping[str, str]) -> Call:
 class _Index:
     """The spans of a test, found by id, with what LangGraph's metadata says of each."""
 
-    def __init__(self, spans: list[Span]) -> None:
-        self.by_id = {span.span_id: span for span in spans}
+    def __init__(self, spans: Iterable[Span]) -> None:
+        in_order = sorted(spans, key=lambda span: (span.start_ns, span.span_id))
+        self.by_id = {span.span_id: span for span in in_order}
         self.spans = list(self.by_id.values())
+        self._beside = {span.trace_id for span in self.spans if span.origin is not None}
         self._up: dict[str, Span] = {}
         self._placed: dict[str, Span | None] = {}
         for span in self.spans:
-            parent = self.by_id.get(span.parent_id) if span.parent_id is not None else None
+            parent = self._running_parent(span)
             # A circle of parents has no root: the link that would close it is left out.
             if parent is not None and parent is not span and all(above is not span for above in self.above(parent)):
                 self._up[span.span_id] = parent
+
+    def _running_parent(self, span: Span) -> Span | None:
+        """The nearest recorded ancestor that was running when this span started.
+
+        MLflow's `run_tracer_inline` leaves spans that have ended current in async code: what comes next is written
+        below them, a retry below the attempt that failed."""
+        passed = {span.span_id}
+        at = span
+        while at.parent_id is not None and at.parent_id not in passed:
+            above = self.by_id.get(at.parent_id)
+            if above is None or above.end_ns is None or above.end_ns >= span.start_ns:
+                return above
+            passed.add(above.span_id)
+            at = above
+        return None
 
     def up(self, span: Span) -> Span | None:
         return self._up.get(span.span_id)
@@ -145,6 +205,27 @@ class _Index:
                 found.setdefault(span.namespace, []).append(span)
         return found
 
+    def hosts(self) -> dict[str, str]:
+        """The node that each outermost execution was invoked by, where its namespace does not say so: LangGraph gives
+        graphs with a thread of their own, or a memory (`checkpointer=True`), namespaces that begin anew.
+
+        Only a graph's own span between the two tells: wrong parents put a node directly below another one."""
+        attempts = self.attempts()
+        hosts: dict[str, str] = {}
+        for namespace, spans in attempts.items():
+            if outer_of(namespace, attempts) is not None:
+                continue
+            graph = next((up for up in self.above(spans[0]) if not self._within(up, namespace)), None)
+            if graph is None or graph.namespace not in attempts or graph.type in MODEL_TYPES | {"TOOL"}:
+                continue
+            if all(graph is not attempt for attempt in attempts[graph.namespace]):
+                hosts[namespace] = graph.namespace
+        return hosts
+
+    @staticmethod
+    def _within(span: Span, namespace: str) -> bool:
+        return span.namespace is None or inside(span.namespace, namespace)
+
     def models(self) -> list[Span]:
         """One span per call, however often nested autologs repeat it: the outermost that claims usage,
         or, where none above or below claims any, the outermost of a model."""
@@ -162,7 +243,23 @@ class _Index:
             above = (up for up in self.above(span) if self.namespace_of(up) == place)
             return any(up.span_id in claims or (span.span_id not in claims and is_model(up)) for up in above)
 
-        return [span for span in self.spans if is_model(span) and not repeats(span)]
+        models = [span for span in self.spans if is_model(span) and not repeats(span)]
+        return [span for span in models if not self._told_again(span, models)]
+
+    def _told_again(self, span: Span, models: Sequence[Span]) -> bool:
+        """Whether a trace of its own tells what a model's span tells already: a client that is traced too and did not
+        find the span around it, as google-genai's in async code."""
+        if span.trace_id not in self._beside or span.usage is None:
+            return False
+        place = self.namespace_of(span)
+        return any(
+            other.trace_id != span.trace_id
+            and self.namespace_of(other) == place
+            and _counts(other) == _counts(span)
+            and other.start_ns <= span.start_ns
+            and (span.end_ns or span.start_ns) <= (other.end_ns or span.start_ns)
+            for other in models
+        )
 
     def parent_of(self, span: Span, attempts: dict[str, list[Span]]) -> Span | None:
         """The parent by metadata where the recorded one contradicts it."""
@@ -288,20 +385,24 @@ def _pair(index: _Index, calls: Sequence[Call]) -> tuple[ModelCall, ...]:
     models = index.models()
     spans = [span for span in models if span.status != "error" or span.usage is not None]
     failed = [span for span in models if span.status == "error" and span.usage is None]
+    told = {span.span_id for span in models}
+    nested = [span for span in index.spans if span.usage is not None and span.span_id not in told]
     paired: list[tuple[int, ModelCall]] = []
     groups = {c.caller.namespace for c in answered} | {index.namespace_of(s) for s in spans}
     for group in groups:
         wires = [c for c in answered if c.caller.namespace == group]
         seen = [s for s in spans if index.namespace_of(s) == group]
         seen += [s for s in failed if index.namespace_of(s) == group] if len(wires) > len(seen) else []
-        paired += _pair_group(index, group, wires, seen)
+        paired += _pair_group(index, group, wires, seen, [s for s in nested if index.namespace_of(s) == group])
     return tuple(call for _, call in sorted(paired, key=lambda item: item[0]))
 
 
 def _pair_group(
-    index: _Index, namespace: str | None, wires: list[Call], models: list[Span]
+    index: _Index, namespace: str | None, wires: list[Call], models: list[Span], nested: list[Span]
 ) -> Iterable[tuple[int, ModelCall]]:
-    rest = list(models)
+    """`nested` are spans that seem to repeat one above them. Where the wire knows of more calls than there are others,
+    they do not: LangChain's `generate` starts the spans of all its prompts one below the other."""
+    rest, spare = list(models), list(nested)
     partners: dict[int, Span] = {}
     # A broken reply may count what its repetition counts, and leaves a span that counts nothing.
     for wire in sorted(wires, key=lambda call: call.injected in ("truncated", "malformed")):
@@ -312,6 +413,11 @@ def _pair_group(
     for wire in wires:
         if wire.index not in partners and rest:
             partners[wire.index] = rest.pop(0)
+    for wire in wires:
+        same = next((s for s in spare if _counts(s) == _counts(wire)), None)
+        if wire.index not in partners and same is not None:
+            partners[wire.index] = same
+            spare.remove(same)
     for wire in wires:
         span = partners.get(wire.index)
         called = ModelCall(wire.model, wire.node, namespace, wire.usage, call=wire)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_agenttrace.calls import Call, ModelCall
@@ -22,6 +22,10 @@ _THREAD = (
 _CONTEXT = (
     "MLflow did not see the run that this is part of.\n"
     "  In async code: @pytest.mark.agent_trace(run_tracer_inline=True)"
+)
+_RUN = (
+    "MLflow saw nothing of this run of the node. Of runs that follow each other in one async task it loses some\n"
+    "  with run_tracer_inline=True: leave that out, or await asyncio.create_task(...) for each run."
 )
 # What both witnesses count, and MLflow's traces too: the first four of `Usage`.
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens", "cache_read_input_tokens")
@@ -74,18 +78,22 @@ def find(evidence: Evidence) -> list[Finding]:
 def _witnesses(trace: Trace, counts_cache: bool, obstacle: tuple[str, str] | None) -> list[Finding]:
     spans = {span.span_id: span for root in trace.roots for span in root.walk()}
     found = _orphans([span for span in spans.values() if span.origin is not None and _beside_a_run(span, trace)])
+    lost: dict[str | None, list[Call]] = {}
     for called in trace.llm_calls:
         span = spans.get(called.span_id) if called.span_id is not None else None
         # What a fault did to a reply is no disagreement.
         if called.call is not None and called.call.injected is not None:
             continue
         if called.call is not None and span is None:
-            found.append(_uncounted(called.call, obstacle))
+            if called.namespace is None or _node_was_traced(called.call, spans.values()):
+                found.append(_uncounted(called.call, obstacle))
+            else:
+                lost.setdefault(called.node, []).append(called.call)
         elif called.call is not None and span is not None:
             found += _usage(called.call, span, counts_cache)
         elif span is not None and span.usage is not None and _speaks_to_gemini(span):
             found.append(_uncalled(called, span))
-    return found
+    return found + [_lost(calls) for calls in lost.values()]
 
 
 def _beside_a_run(span: Span, trace: Trace) -> bool:
@@ -139,6 +147,25 @@ def _uncounted(call: Call, obstacle: tuple[str, str] | None) -> Finding:
         "uncounted",
         call.node,
         f"{_node(call.node)}, call {call.index}: {tokens} on the wire, no span in the trace\n  {call.endpoint}\n{why}",
+    )
+
+
+def _node_was_traced(call: Call, spans: Iterable[Span]) -> bool:
+    """Whether a span of the node that made a call was running then."""
+    at = call.at * 1e9
+    return any(span.namespace == call.caller.namespace and span.start_ns <= at <= (span.end_ns or at) for span in spans)
+
+
+def _lost(calls: Sequence[Call]) -> Finding:
+    """Calls of one node that MLflow has traced nothing of, not even the node."""
+    first, others = calls[0], [str(call.index) for call in calls[1:]]
+    tokens = "tokens unknown" if first.usage is None else _said(first.usage)
+    same = f"\n  the same for {'call' if len(others) == 1 else 'calls'} {', '.join(others)}" if others else ""
+    return Finding(
+        "uncounted",
+        first.node,
+        f"{_node(first.node)}, call {first.index}: {tokens} on the wire, no span in the trace{same}\n"
+        f"  {first.endpoint}\n  {_RUN}",
     )
 
 

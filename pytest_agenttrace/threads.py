@@ -12,13 +12,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from pytest_agenttrace.calls import Caller
+from pytest_agenttrace.model_runs import MODEL_RUNS, caller_from
 
 __all__ = ["THREADS", "Threads", "caller", "caller_in_context", "caller_of_thread"]
 
@@ -62,21 +63,16 @@ def caller_of_thread() -> Caller:
 
 
 def caller_in_context() -> Caller:
-    """The node by LangGraph's run metadata; `Caller()` outside of a graph."""
-    if "langgraph" not in sys.modules:
-        return Caller()
+    """The node whose model is asking, else the one by LangGraph's run metadata; `Caller()` outside of a graph."""
+    asking = MODEL_RUNS.caller()
+    if asking.namespace is not None or "langgraph" not in sys.modules:
+        return asking
     from langgraph.config import get_config
 
     try:
-        metadata = get_config().get("metadata") or {}
+        return caller_from(get_config().get("metadata") or {})
     except RuntimeError:  # outside of a graph
         return Caller()
-    return Caller(
-        metadata.get("langgraph_node"),
-        metadata.get("langgraph_step"),
-        metadata.get("langgraph_checkpoint_ns"),
-        tuple(metadata.get("langgraph_path") or ()),
-    )
 
 
 class Threads:
@@ -95,6 +91,7 @@ class Threads:
         self._running: WeakSet[_Task] = WeakSet()
         self._before: WeakSet[threading.Thread] = WeakSet()
         self._restore: list[Callable[[], None]] = []
+        self._models = ExitStack()
         self.born: WeakSet[threading.Thread] = WeakSet()
         self.stale: WeakSet[threading.Thread] = WeakSet()
 
@@ -108,11 +105,13 @@ class Threads:
             _test_of.set(self._test)
             self._before = WeakSet(threading.enumerate())
             self._patch()
+            self._models.enter_context(MODEL_RUNS.followed())
         try:
             yield
         finally:
             self._depth -= 1
             if self._depth == 0:
+                self._models.close()
                 for restore in self._restore:
                     restore()
                 self._restore.clear()

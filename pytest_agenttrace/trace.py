@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from pytest_agenttrace.calls import (
@@ -22,7 +23,17 @@ from pytest_agenttrace.calls import (
     sum_tokens,
     sum_usage,
 )
-from pytest_agenttrace.execution import Execution, Span, fold, inside, last_span, outer_of, status_of, tool_call
+from pytest_agenttrace.execution import (
+    MODEL_TYPES,
+    Execution,
+    Span,
+    fold,
+    inside,
+    last_span,
+    outer_of,
+    status_of,
+    tool_call,
+)
 from pytest_agenttrace.tree import Branch, draw
 from pytest_agenttrace.usage import Cost, Tokens, UnknownTokens, Usage, UsageUnknown, format_tokens, format_usd
 
@@ -121,7 +132,8 @@ class TraceReading(ABC):
 
     @property
     def outline(self) -> list[Any]:
-        """Nested plain data of nodes (`{name: [...]}`), tools (`"name()"`) and models (`"name"`), for `==`."""
+        """Nested plain data of nodes (`{name: [...]}`), tools (`"name()"`) and models (`"name"`), for `==`. A model
+        for which Google ran tools of its own has them behind it: `"name [google_search]"`."""
         reading = self.snapshot()
         return [entry for entries in fold(reading._roots, reading._below, reading._outlined) for entry in entries]
 
@@ -237,6 +249,43 @@ class Trace(TraceReading):
         """The execution that has this span as an attempt."""
         return self._execution_of.get(span.span_id)
 
+    @cached_property
+    def _failed(self) -> dict[str, list[str]]:
+        """The calls that got no answer and left no row, by the span to tell them beside: that of the one model that
+        was running then, else the execution's. A client's own retries leave no other trace."""
+        failed: dict[str, list[str]] = {}
+        for call in self._calls:
+            if call.answered or call.injected is not None or not call.endpoint.chat:
+                continue
+            running = [s for s in self._rows.get(call.caller.namespace, ()) if _during(s, call)]
+            execution = next((e for e in self._all if e.namespace == call.caller.namespace), None)
+            beside = running[0] if len(running) == 1 else last_span(execution) if execution is not None else None
+            if beside is not None:
+                failed.setdefault(beside.span_id, []).append("no reply" if call.status is None else str(call.status))
+        return {span_id: words for span_id, statuses in failed.items() if (words := self._told(span_id, statuses))}
+
+    def _told(self, span_id: str, statuses: list[str]) -> list[str]:
+        if span_id in self._execution_of:
+            return [f"failed calls: {', '.join(statuses)}"]
+        # The last failure of a model that failed is its error.
+        before = statuses if span_id in self._call_of else statuses[:-1]
+        return [f"after {', '.join(before)}"] if before else []
+
+    @cached_property
+    def _rows(self) -> dict[str | None, list[Span]]:
+        """The spans that are drawn as a call to a model, by the namespace they are in."""
+        rows: dict[str | None, list[Span]] = {}
+        waiting: list[tuple[Span, str | None]] = [(root, None) for root in self._roots]
+        while waiting:
+            span, outer = waiting.pop()
+            namespace = span.namespace or outer
+            is_failed = span.type in MODEL_TYPES and status_of(span) == "error"
+            if span.span_id in self._call_of or is_failed:
+                rows.setdefault(namespace, []).append(span)
+            else:
+                waiting += [(child, namespace) for child in span.children]
+        return rows
+
     def _outlined(self, span: Span, below: Sequence[list[Any]]) -> list[Any]:
         inner = [entry for entries in below for entry in entries]
         if (execution := self.execution_of(span)) is not None:
@@ -244,7 +293,7 @@ class Trace(TraceReading):
         if span.type == "TOOL":
             return [f"{span.name}()", *inner]
         if (call := self.model_call_of(span)) is not None:
-            return [call.model or span.name]
+            return [" ".join([call.model or span.name, *_served(call)]), *inner]
         return inner
 
     def drawn(self, *, about: Container[str] = (), depth: int = 1, ascii_only: bool = False) -> str:
@@ -272,12 +321,13 @@ class Trace(TraceReading):
         calls = self._calls_of(span, execution, call, is_root)
         named = execution.node if execution is not None else self._label if is_root else None
         mark = "!" if failed else ">" if named is not None and named in about else " "
+        facts = [*_facts(call, execution), *self._failed.get(span.span_id, ())]
         return (
             Branch(
                 label=call.model or span.name if call else span.name,
                 cells=self._cells(calls, timed=call is None),
-                note=_note(call, execution, self._injected(span, execution, call, is_root)),
-                tag="[tool]" if span.type == "TOOL" else "",
+                note=", ".join([*facts, *_faults(self._injected(span, execution, call, is_root))]),
+                tag="[tool]" if span.type == "TOOL" else " ".join(_served(call)),
                 mark=mark,
                 children=children,
             ),
@@ -336,26 +386,36 @@ class Trace(TraceReading):
             return "-"
 
 
+def _during(span: Span, call: Call) -> bool:
+    return span.start_ns <= call.at * 1e9 <= (span.end_ns or math.inf)
+
+
 def _seconds(duration: float | None) -> str:
     if duration is None:
         return "-"
     return f"{duration:.1f} s" if duration >= 0.1 else f"{duration * 1000:.0f} ms"
 
 
-def _note(call: ModelCall | None, execution: Execution | None, injected: Sequence[Call]) -> str:
-    """What stands behind the columns: the call's two halves, or what became of the execution; and the faults that a
-    test has injected."""
+def _faults(injected: Sequence[Call]) -> list[str]:
+    """The faults that a test has put into some calls."""
     counted = Counter(found.injected for found in injected)
-    faults = [f"injected: {name}" + (f" ({count})" if count > 1 else "") for name, count in counted.items()]
-    return ", ".join([*_facts(call, execution), *faults])
+    return [f"injected: {name}" + (f" ({count})" if count > 1 else "") for name, count in counted.items()]
+
+
+def _served(call: ModelCall | None) -> list[str]:
+    """The mark of the tools that Google ran itself: `[google_search]`."""
+    return [f"[{', '.join(call.server_tools)}]"] if call is not None and call.server_tools else []
 
 
 def _facts(call: ModelCall | None, execution: Execution | None) -> list[str]:
+    """What stands behind the columns: the call's two halves, or what became of the execution."""
     if call is not None:
         usage = call.usage
         if usage is None or usage.input_tokens is None or usage.output_tokens is None:
             return []
-        return [f"{format_tokens(usage.input_tokens)} in, {format_tokens(usage.output_tokens)} out"]
+        cached = usage.cache_read_input_tokens
+        of_it = f" ({format_tokens(cached)} cached)" if cached is not None and cached > 0 else ""
+        return [f"{format_tokens(usage.input_tokens)} in{of_it}", f"{format_tokens(usage.output_tokens)} out"]
     if execution is None:
         return []
     facts = [f"{execution.attempts} attempts"] if execution.attempts > 1 else []

@@ -204,6 +204,38 @@ def _tool_requests(candidate: Mapping[str, Any]) -> Iterator[ToolCall]:
             yield ToolCall(str(request.get("name")), args if isinstance(args, dict) else {})
 
 
+# How a reply's grounding names what it was taken from, and how its steps name Google's own tools.
+_GROUNDED_BY = {"retrievedContext": "file_search", "maps": "google_maps"}
+_TOOL_TYPES = {"GOOGLE_SEARCH_WEB": "google_search", "GOOGLE_SEARCH_IMAGE": "google_search"}
+
+
+def _items(data: Any, key: str) -> list[Mapping[str, Any]]:
+    """The objects in a list of an object; none where either is something else."""
+    found = data.get(key) if isinstance(data, dict) else None
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _server_tools(candidate: Mapping[str, Any]) -> Iterator[str]:
+    """What Google ran itself for a candidate, by what it left there: steps, results, sources.
+
+    Source: the Gemini API reference (Part.toolCall, Part.codeExecutionResult, GroundingMetadata, UrlContextMetadata).
+    """
+    for part in _items(candidate.get("content"), "parts"):
+        step = part.get("toolCall")
+        if isinstance(step, dict) and isinstance(step.get("toolType"), str):
+            yield _TOOL_TYPES.get(step["toolType"], step["toolType"].lower())
+        # File search leaves code of its own, without a result.
+        if "codeExecutionResult" in part:
+            yield "code_execution"
+    grounding = candidate.get("groundingMetadata")
+    if isinstance(grounding, dict) and grounding.get("webSearchQueries"):
+        yield "google_search"
+    for chunk in _items(grounding, "groundingChunks"):
+        yield from (tool for source, tool in _GROUNDED_BY.items() if source in chunk)
+    if _items(candidate.get("urlContextMetadata"), "urlMetadata"):
+        yield "url_context"
+
+
 def read_call(
     index: int,
     caller: Caller,
@@ -220,6 +252,7 @@ def read_call(
     model_version: str | None = None
     finish_reason: str | None = None
     tools: list[ToolCall] = []
+    served: dict[str, None] = {}
     for chunk in reply_chunks(reply):
         metadata = chunk.get("usageMetadata")
         if isinstance(metadata, dict):
@@ -230,6 +263,7 @@ def read_call(
             reason = candidate.get("finishReason")
             finish_reason = reason if isinstance(reason, str) else finish_reason
             tools.extend(_tool_requests(candidate))
+            served |= dict.fromkeys(_server_tools(candidate))
     return Call(
         index=index,
         caller=caller,
@@ -239,6 +273,7 @@ def read_call(
         model_version=model_version,
         finish_reason=finish_reason,
         tool_requests=tuple(tools),
+        server_tools=tuple(served),
         recorded_at=recorded_at,
         duration=duration,
         at=at,

@@ -34,7 +34,8 @@ def dollar_per_million(call: ModelCall) -> Decimal:
 
 
 class Run:
-    """The flat spans of one trace as they would be stored, each one later than the one before."""
+    """The flat spans of one trace as they would be stored, each one later than the one before; all of them run until
+    long after the last one has started, unless `end_ns` says otherwise."""
 
     def __init__(self, trace_id: str = "t1", start: int = 1_000_000) -> None:
         self.trace_id = trace_id
@@ -52,7 +53,7 @@ class Run:
             type=type,
             status=fields.pop("status", "ok"),
             start_ns=start,
-            end_ns=start + 500,
+            end_ns=fields.pop("end_ns", start + 100_000_000),
             **fields,
         )
         self.spans.append(made)
@@ -83,9 +84,10 @@ def placed(parent: Span | None) -> dict[str, Any]:
 
 
 def call(index: int, by: Span | None, usage: Usage | None, *, status: int = 200, **fields: Any) -> Call:
-    """An exchange made by the node of a span (None: outside of any)."""
+    """An exchange made by the node of a span (None: outside of any), while that span ran."""
     caller = Caller(by.node, by.step, by.namespace, by.path) if by else Caller()
     endpoint = Endpoint(fields.pop("method", "generateContent"), fields.pop("model", FLASH), False, False, False)
+    fields.setdefault("at", (by.start_ns + 100) / 1e9 if by else 0.0)
     return Call(index, caller, endpoint, status, usage, **fields)
 
 

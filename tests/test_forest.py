@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pytest_agenttrace.calls import Call
+from pytest_agenttrace.calls import Call, Caller
+from pytest_agenttrace.execution import Origin
 from pytest_agenttrace.forest import build_trace
 from pytest_agenttrace.trace import Execution, Span, Trace
 from pytest_agenttrace.usage import Usage
@@ -175,6 +176,51 @@ def test_parents_in_a_circle_end_in_a_root() -> None:
     trace = built(run)
     assert trace.trajectory == ["a", "b"]
     assert sorted(span.name for root in trace.roots for span in root.walk()) == ["a", "alone", "b"]
+
+
+def test_what_starts_below_a_span_that_has_ended_belongs_to_one_that_still_ran() -> None:
+    run = Run()
+    graph = run.graph()
+    for n in (1, 2):
+        above = run.spans[-1]
+        at = 2_000_000 * n
+        failed = run.node("a", above, 1, "a:1", start_ns=at, end_ns=at + 9_000, status="error", error_type="Flaky")
+        run.model(failed, ONE, start_ns=at + 1_000, end_ns=at + 8_000)
+    last = run.node("a", run.spans[-1], 1, "a:1", start_ns=6_000_000)
+    model = run.model(last, TWO, start_ns=6_001_000, end_ns=6_002_000)
+    run.node("x", run.graph(parent=model, start_ns=6_003_000), 1, "a:1|x:1", start_ns=6_004_000)
+    trace = built(run)
+    assert names(trace.executions) == [("a", "ok", 3)]
+    assert trace.outline == [{"a": [FLASH, FLASH, FLASH, {"x": []}]}]
+    model_name = "ChatGoogleGenerativeAI"
+    assert shape(trace.roots[0]) == {
+        graph.name: [{"a": [model_name]}, {"a": [model_name]}, {"a": [model_name, {"LangGraph": ["x"]}]}]
+    }
+
+
+def test_a_run_below_one_that_has_ended_is_a_run_of_its_own() -> None:
+    run = Run()
+    first = run.graph("first", end_ns=1_005_000)
+    a = run.node("a", first, 1, "a:1", end_ns=1_004_000)
+    second = run.graph("second", a, node=None, namespace=None, step=None, path=(), start_ns=2_000_000)
+    run.node("b", second, 1, "b:1", start_ns=2_001_000)
+    trace = built(run)
+    assert [shape(root) for root in trace.roots] == [{"first": ["a"]}, {"second": ["b"]}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "trajectory"), [(None, ["a"]), ("model", ["__start__", "a"]), ("wire", ["__start__", "a"])]
+)
+def test_langgraphs_entry_is_a_node_only_where_a_router_asked_something(
+    asked: str | None, trajectory: list[str]
+) -> None:
+    run = Run()
+    graph = run.graph()
+    entry = run.node("__start__", graph, 0, "__start__:1")
+    if asked == "model":
+        run.model(entry, ONE)
+    run.node("a", graph, 1, "a:1")
+    assert built(run, calls=[call(1, entry, ONE)] if asked == "wire" else []).trajectory == trajectory
 
 
 # Parallel branches
@@ -426,6 +472,32 @@ def test_namespaces_that_only_begin_alike_are_not_inside_each_other() -> None:
     assert (trace["n1"].tokens, trace["n2"].tokens) == (30, 15)
 
 
+def test_graphs_whose_namespaces_begin_anew_belong_to_the_node_that_invoked_them() -> None:
+    run = Run()
+    graph = run.graph()
+    for n, space in ((1, ""), (2, "sub|")):
+        sub = run.node("sub", graph, n, f"sub:{n}")
+        x = run.node("x", run.graph(parent=sub), n, f"{space}x:{n}")
+        run.node("deep", run.graph(parent=x), 1, f"deep:{n}")
+        y = run.node("y", run.graph(parent=x), 1, f"{space}x:{n}|y:1")
+        run.model(y, ONE)
+    trace = built(run, calls=[call(1, y, ONE)])
+    assert trace.trajectory == ["sub", "sub"]
+    assert trace.outline == [{"sub": [{"x": [{"deep": []}, {"y": [FLASH]}]}]}] * 2
+    assert [e.namespace for e in trace["deep"]] == ["sub:1|x:1|deep:1", "sub:2|sub|x:2|deep:2"]
+    assert [c.namespace for c in trace.llm_calls] == ["sub:1|x:1|y:1", "sub:2|sub|x:2|y:1"]
+    assert (trace["sub"].tokens, [c.index for c in trace["y"].calls]) == (30, [1])
+
+
+def test_graphs_that_seem_to_have_invoked_each_other_are_left_where_they_are() -> None:
+    run = Run()
+    b_graph = run.add("g", None, namespace="b:1", node="b", step=1)
+    a_graph = run.add("g", None, namespace="a:1", node="a", step=1)
+    run.node("a", b_graph, 1, "a:1")
+    run.node("b", a_graph, 1, "b:1")
+    assert sorted(span.name for root in built(run).roots for span in root.walk()) == ["a", "b", "g", "g"]
+
+
 # Names that mislead
 
 
@@ -459,6 +531,33 @@ def test_nested_autologs_count_a_call_once() -> None:
     trace = built(run, calls=[call(1, a, ONE)])
     assert trace.tokens == 15
     assert [(c.span_id, c.call is not None) for c in trace.llm_calls] == [(outer.span_id, True)]
+
+
+def test_a_trace_of_its_own_that_tells_a_call_again_counts_once() -> None:
+    run, beside = Run(), Run("t2", 1_100_000)
+    a = run.node("a", run.graph(), 1, "a:1")
+    told = run.model(a, ONE)
+    origin = Origin(Caller("a", 1, "a:1", a.path))
+    beside.model(None, ONE, name="AsyncModels.generate_content", origin=origin, end_ns=1_200_000)
+    other = beside.trace_id, beside.spans[0].span_id
+    trace = built(run, beside, calls=[call(1, a, ONE)])
+    assert ([c.span_id for c in trace.llm_calls], trace.tokens) == ([told.span_id], 15)
+    # Where the wire has a call for it, it is one.
+    trace = built(run, beside, calls=[call(1, a, ONE), call(2, a, ONE)])
+    assert ([c.span_id for c in trace.llm_calls], trace.tokens) == ([told.span_id, other[1]], 30)
+
+
+def test_prompts_of_one_generate_are_calls_although_their_spans_stand_below_each_other() -> None:
+    run = Run()
+    a = run.node("a", run.graph(), 1, "a:1")
+    first = run.model(a, ONE)
+    second = run.model(first, TWO)
+    trace = built(run, calls=[call(1, a, ONE), call(2, a, TWO)])
+    assert [(c.span_id, c.call and c.call.index) for c in trace.llm_calls] == [
+        (first.span_id, 1),
+        (second.span_id, 2),
+    ]
+    assert trace.outline == [{"a": [FLASH, FLASH]}]
 
 
 def test_a_span_of_a_model_without_usage_gives_way_to_those_below_that_claim_some() -> None:

@@ -53,6 +53,7 @@ FLOORS = (
     ("trace", "wire"),
     ("execution",),
     ("threads",),
+    ("model_runs",),
     ("calls",),
     ("settings",),
     ("usage", "tree", "environment", "ignoring", "network", "importing", "locking"),

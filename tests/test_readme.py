@@ -79,6 +79,61 @@ def test_the_first_test_records_once_and_then_replays(tmp_path: Path, clean_envi
     ]
 
 
+AGENT = """
+from langchain_core.messages import HumanMessage
+from langchain_core.tools import tool
+from langchain_google_genai import ChatGoogleGenerativeAI
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+
+@tool
+def web_search(query: str, limit: int) -> str:
+    "Search."
+    return query
+
+@tool
+def calculator(a: int, b: int) -> int:
+    "Add."
+    return a + b
+
+def ask(state):
+    model = ChatGoogleGenerativeAI(model="gemini-2.5-flash").bind_tools([web_search, calculator])
+    return {"messages": [model.invoke(state.get("messages") or [HumanMessage("Find out")])]}
+
+graph = StateGraph(MessagesState)
+graph.add_node("agent", ask)
+graph.add_node("tools", ToolNode([web_search, calculator]))
+graph.add_edge(START, "agent")
+graph.add_conditional_edges("agent", tools_condition)
+graph.add_edge("tools", "agent")
+app = graph.compile()
+app.invoke = lambda given, run=app.invoke: run({"messages": [HumanMessage(given["topic"])]})
+"""
+
+
+def test_comparisons_of_trajectories_and_tools(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+    source = next(block for block in blocks("python") if "test_at_least_this" in block)
+    (tmp_path / "test_agent.py").write_text(f"from agent import app\n{source}")
+    (tmp_path / "agent.py").write_text(AGENT)
+    (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
+    searches = [("web_search", {"query": query, "limit": 3}) for query in ("solar sails", "light")]
+    replies = [
+        Reply(
+            tool_calls=[searches[0], ("calculator", {"a": 2, "b": 3})],
+            usage={"promptTokenCount": 100, "candidatesTokenCount": 31},
+        ),
+        Reply(tool_calls=searches[1:], usage={"promptTokenCount": 150, "candidatesTokenCount": 32}),
+        Reply("5", usage={"promptTokenCount": 200, "candidatesTokenCount": 27}),
+    ]
+    with GeminiServer(replies * 3) as server:
+        keyed = clean_environment | {"GOOGLE_API_KEY": "scripted", "GOOGLE_GEMINI_BASE_URL": server.url}
+        recorded = pytest_in(tmp_path, keyed, "--agenttrace-record")
+    assert recorded.returncode == 0, recorded.stdout
+    replayed = pytest_in(tmp_path, clean_environment)
+    assert replayed.returncode == 0, replayed.stdout
+    assert "3 passed" in replayed.stdout
+
+
 def test_without_pytest(tmp_path: Path, clean_environment: dict[str, str]) -> None:
     source = next(block for block in blocks("python") if "with capture(" in block)
     cassette = shown.ROOT / "examples" / "two_nodes" / "article.yaml"

@@ -23,7 +23,7 @@ def traced(claimed: list[Usage | None], wire: list[Usage | None], **fields: Any)
     write = run.node("write", run.graph(), 1, "write:1")
     for usage in claimed:
         run.model(write, usage, **fields)
-    return built(run, calls=[call(index, write, usage, at=float(index)) for index, usage in enumerate(wire, 1)])
+    return built(run, calls=[call(index, write, usage, at=0.002 + index / 1000) for index, usage in enumerate(wire, 1)])
 
 
 AGREED = traced([ONE, TWO], [ONE, TWO])
@@ -37,6 +37,24 @@ UNUSED = (None, "reply 2 was never asked for: gemini-2.5-flash:generateContent '
 
 def kinds(evidence: Evidence) -> list[str]:
     return [finding.kind for finding in find(evidence)]
+
+
+def test_calls_of_a_run_that_was_not_traced_are_told_once_for_each_node() -> None:
+    run = Run()
+    write = run.node("write", run.graph(), 1, "write:1", end_ns=2_000_000)
+    resumed = [call(index, write, ONE, at=0.003) for index in (1, 2, 3)]
+    assert find(Evidence(built(run, calls=resumed))) == [
+        Finding(
+            "uncounted",
+            "write",
+            "write, call 1: 1,200 tokens on the wire, no span in the trace\n"
+            "  the same for calls 2, 3\n"
+            "  gemini-2.5-flash:generateContent\n"
+            "  MLflow saw nothing of this run of the node. Of runs that follow each other in one async task it loses "
+            "some\n"
+            "  with run_tracer_inline=True: leave that out, or await asyncio.create_task(...) for each run.",
+        )
+    ]
 
 
 def test_witnesses_that_agree_find_nothing() -> None:

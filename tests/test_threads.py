@@ -206,3 +206,33 @@ def test_a_cancelled_task_is_not_left_behind() -> None:
         go_on.set()
         pool.shutdown(wait=True)
     assert not threads.left_behind()
+
+
+def asked_for(metadata: dict[str, Any]) -> tuple[list[Caller], Caller]:
+    """Who asks while a model runs outside of any run's context, with this metadata, and who does afterwards."""
+    from langchain_core.language_models.fake_chat_models import FakeListChatModel
+    from langchain_core.messages import BaseMessage
+
+    found: list[Caller] = []
+
+    class Model(FakeListChatModel):
+        def _call(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> str:
+            found.append(caller())
+            return "ok"
+
+    def ask() -> Caller:
+        Model(responses=["ok"]).invoke("hi", {"metadata": metadata})
+        return caller()
+
+    with THREADS.following():
+        after = contextvars.Context().run(ask)
+    contextvars.Context().run(Model(responses=["ok"]).invoke, "hi", {"metadata": metadata})
+    return found, after
+
+
+def test_a_models_run_knows_its_node_where_the_context_does_not() -> None:
+    """LangGraph runs the second step of a chain like this. Nobody listens once the test is over."""
+    place = {"langgraph_node": "write", "langgraph_step": 2, "langgraph_checkpoint_ns": "write:1"}
+    write = Caller("write", 2, "write:1", ("__pregel_pull", "write"))
+    assert asked_for(place | {"langgraph_path": ["__pregel_pull", "write"]}) == ([write, Caller()], Caller())
+    assert asked_for({}) == ([Caller(), Caller()], Caller())

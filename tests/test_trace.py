@@ -34,14 +34,14 @@ def article(*, model: str = "gemini-2.5-flash", second: Usage | None = SECOND) -
     fix = run.node("fix", sub, 2, "review:2|fix:4")
     run.model(fix, tokens(40, 10))
     write = run.node("write", graph, 3, "write:5")
-    run.model(write, tokens(900, 167))
+    asked = run.model(write, tokens(900, 167))
     return built(
         run,
         calls=[
             call(1, research, first.usage, duration=0.7, tool_requests=(ToolCall("web_search", {"query": "q"}),)),
             call(2, research, then.usage, duration=0.5, model=model),
             call(3, fix, tokens(40, 10), duration=0.02),
-            call(4, write, None, status=429),
+            call(4, write, None, status=429, at=asked.start_ns / 1e9),
             call(5, write, tokens(900, 167), duration=0.9),
         ],
     )
@@ -324,7 +324,7 @@ def test_the_drawn_tree() -> None:
         "│  └─ fix                  20 ms     50 tok  $0.00005",
         "│     └─ gemini-2.5-flash            50 tok  $0.00005    40 in, 10 out",
         "└─ write                   0.9 s  1,067 tok  $0.001067",
-        "   └─ gemini-2.5-flash            1,067 tok  $0.001067   900 in, 167 out",
+        "   └─ gemini-2.5-flash            1,067 tok  $0.001067   900 in, 167 out, after 429",
     ]
 
 
@@ -394,6 +394,63 @@ def test_a_model_that_nobody_named_is_drawn_by_its_span() -> None:
     assert str(built(run)).splitlines()[2] == "   └─ ChatGoogleGenerativeAI     2 tok  $0.000002   1 in, 1 out"
 
 
+def tried_again(*statuses: int | None, spans: int = 1, answered: bool = True) -> list[str]:
+    """The tree of a node whose one call, or the one that `spans` run beside, fails with these statuses before."""
+    run = Run()
+    node = run.node("a", run.graph(), 1, "a:1")
+    status, usage = ("ok", tokens(10, 1)) if answered else ("error", None)
+    for _ in range(spans):
+        run.model(node, usage, status=status)
+    at = (run.spans[-1].start_ns + 100) / 1e9
+    failed = [call(n, node, None, status=0, at=at) for n in range(1, len(statuses) + 1)]
+    calls = [replace(one, status=status) for one, status in zip(failed, statuses, strict=True)]
+    calls += [call(len(statuses) + 1 + n, node, tokens(10, 1), at=at) for n in range(spans if answered else 0)]
+    return str(built(run, calls=calls)).splitlines()[1:]
+
+
+def test_what_the_client_tried_itself_stands_beside_its_model() -> None:
+    assert tried_again(503, 429) == [
+        "└─ a                    -  11 tok  $0.000011",
+        "   └─ gemini-2.5-flash     11 tok  $0.000011   10 in, 1 out, after 503, 429",
+    ]
+    assert tried_again(None)[1].endswith("10 in, 1 out, after no reply")
+
+
+def test_of_a_model_that_failed_the_last_try_is_its_error() -> None:
+    assert tried_again(503, 503, 503, answered=False) == ["  └─ a", "!    └─ ChatGoogleGenerativeAI   after 503, 503"]
+    assert tried_again(503, answered=False) == ["  └─ a", "!    └─ ChatGoogleGenerativeAI"]
+
+
+def test_failed_calls_that_no_single_model_made_stand_beside_the_node() -> None:
+    assert tried_again(503, spans=2) == [
+        "└─ a                    -  22 tok  $0.000022   failed calls: 503",
+        "   ├─ gemini-2.5-flash     11 tok  $0.000011   10 in, 1 out",
+        "   └─ gemini-2.5-flash     11 tok  $0.000011   10 in, 1 out",
+    ]
+
+
+@pytest.mark.parametrize(("cached", "said"), [(None, "150 in"), (0, "150 in"), (100, "150 in (100 cached)")])
+def test_cached_input_is_named(cached: int | None, said: str) -> None:
+    run = Run()
+    run.model(run.node("a", run.graph(), 1, "a:1"), Usage(150, 1171, 1321, cached))
+    assert str(built(run)).splitlines()[2] == f"   └─ gemini-2.5-flash     1,321 tok  $0.001321   {said}, 1,171 out"
+
+
+def test_googles_own_tools_are_marked_and_no_tool_calls() -> None:
+    run = Run()
+    node = run.node("a", run.graph(), 1, "a:1")
+    run.model(node, tokens(10, 1))
+    served = ("google_search", "code_execution")
+    trace = built(run, calls=[call(1, node, tokens(10, 1), server_tools=served)])
+    assert str(trace).splitlines()[1:] == [
+        "└─ a                                                     -  11 tok  $0.000011",
+        "   └─ gemini-2.5-flash  [google_search, code_execution]     11 tok  $0.000011   10 in, 1 out",
+    ]
+    assert trace.outline == [{"a": ["gemini-2.5-flash [google_search, code_execution]"]}]
+    assert [one.server_tools for one in trace.llm_calls] == [served]
+    assert trace.tool_calls == []
+
+
 def test_nothing_traced_is_drawn_as_that() -> None:
     assert str(built()) == "(nothing traced)"
 
@@ -401,5 +458,5 @@ def test_nothing_traced_is_drawn_as_that() -> None:
 def test_a_selection_draws_its_own_part() -> None:
     assert str(ARTICLE["write"]).splitlines() == [
         "write                0.9 s  1,067 tok  $0.001067",
-        "└─ gemini-2.5-flash         1,067 tok  $0.001067   900 in, 167 out",
+        "└─ gemini-2.5-flash         1,067 tok  $0.001067   900 in, 167 out, after 429",
     ]

@@ -66,5 +66,9 @@ def altered_call(fault: Fault, call: Call, reply: bytes) -> Call:
     """A call whose reply, given as plain bytes, a fault has altered. It cost what the whole reply says."""
     seen = read_call(call.index, call.caller, call.endpoint, call.status, fault.alter(reply, call.status or 0))
     return dataclasses.replace(
-        call, finish_reason=seen.finish_reason, tool_requests=seen.tool_requests, injected=fault.name
+        call,
+        finish_reason=seen.finish_reason,
+        tool_requests=seen.tool_requests,
+        server_tools=seen.server_tools,
+        injected=fault.name,
     )
