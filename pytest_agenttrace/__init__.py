@@ -11,7 +11,7 @@ from pytest_agenttrace.capture import AgentTrace, NothingTraced, capture
 if TYPE_CHECKING:
     from pytest_agenttrace.calls import Call, ModelCall, ToolCall
     from pytest_agenttrace.gemini_server import ErrorReply, GeminiServer, Reply
-    from pytest_agenttrace.prices import PriceNotFound
+    from pytest_agenttrace.prices import PriceNotFound, PricesError
     from pytest_agenttrace.replay import CassetteError, CassetteMiss, Fault, GeminiCassette
     from pytest_agenttrace.store import MlflowStore, StoreError
     from pytest_agenttrace.trace import Execution, Span, SpanNotFound, Trace
@@ -32,6 +32,7 @@ __all__ = [
     "ModelCall",
     "NothingTraced",
     "PriceNotFound",
+    "PricesError",
     "Reply",
     "Span",
     "SpanNotFound",
@@ -47,7 +48,7 @@ __all__ = [
 _ROOMS = {
     "calls": ("Call", "ModelCall", "ToolCall"),
     "gemini_server": ("ErrorReply", "GeminiServer", "Reply"),
-    "prices": ("PriceNotFound",),
+    "prices": ("PriceNotFound", "PricesError"),
     "replay": ("CassetteError", "CassetteMiss", "Fault", "GeminiCassette"),
     "store": ("MlflowStore", "StoreError"),
     "trace": ("Execution", "Span", "SpanNotFound", "Trace"),

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pytest_agenttrace.budget import Limit, Overrun, overruns
+from pytest_agenttrace.calls import Asked, Pricer
+from pytest_agenttrace.crosscheck import CostDifference, cost_differences
 from pytest_agenttrace.environment import dummy_key, quiet_environment
-from pytest_agenttrace.prices import price_call
+from pytest_agenttrace.prices import price_call, read_prices
 from pytest_agenttrace.reconcile import Evidence, find
 from pytest_agenttrace.settings import Finding, Settings, Tolerance, read_settings
 from pytest_agenttrace.trace import Span, Trace, TraceReading
@@ -39,9 +41,14 @@ class AgentTrace(TraceReading):
     """
 
     def __init__(
-        self, store: MlflowStore, cassette: GeminiCassette, forgives: Callable[[str | None], bool] = lambda node: False
+        self,
+        store: MlflowStore,
+        cassette: GeminiCassette,
+        forgives: Callable[[str | None, str], bool] = lambda node, kind: False,
+        price: Pricer = price_call,
     ) -> None:
         self._forgives = forgives
+        self._asked = Asked(price)
         self._store = store
         self._cassette = cassette
         self._last: tuple[tuple[Span, ...], int, Trace] | None = None
@@ -54,7 +61,7 @@ class AgentTrace(TraceReading):
         if not spans and not calls:
             return None
         if self._last is None or self._last[0] is not spans or self._last[1] != len(calls):
-            self._last = (spans, len(calls), build_trace(spans, calls, price_call, self._forgives))
+            self._last = (spans, len(calls), build_trace(spans, calls, self._asked, self._forgives))
         return self._last[2]
 
     def snapshot(self) -> Trace:
@@ -63,6 +70,16 @@ class AgentTrace(TraceReading):
         if trace is None:
             raise NothingTraced(why_nothing(self._store, self._cassette))
         return trace
+
+    @property
+    def unpriced(self) -> dict[tuple[str | None, str | None], str]:
+        """Why a cost that was asked for could not be told, by node and model."""
+        return self._asked.unpriced
+
+    def cost_differences(self) -> list[CostDifference]:
+        """What MLflow prices otherwise; nothing where no cost was asked for, so that no price is looked up in vain."""
+        trace = self.peek() if self._asked.used else None
+        return [] if trace is None else list(cost_differences(trace, self._asked.price))
 
     def __repr__(self) -> str:
         trace = self.peek()
@@ -129,9 +146,27 @@ def judge(
     if limits and ended and not any(finding.kind in ("missing", "empty") for finding in failing):
         unread = [Overrun(None, f"budget: {evidence.nothing}")]
         over = overruns(limits, snapshot) if snapshot is not None else unread
-    texts = [overrun.text for overrun in over] + [_text(finding) for finding in failing]
+    if trace is not None and ended:
+        # Budgets have asked by now.
+        findings += [Finding("unpriced", node, text) for (node, _), text in trace.unpriced.items()]
+        failing = tolerance.failing(findings)
+        told = {finding.text for finding in failing if finding.kind == "unpriced"}
+        over = [overrun for overrun in over if overrun.unpriced not in told]
+    texts = [overrun.text for overrun in over] + _texts(failing)
     about = [overrun.node or "run" for overrun in over] + [f.node for f in failing if f.node]
     return Verdict(tuple(texts), tuple(findings), tuple(tolerance.warned(findings)), tuple(dict.fromkeys(about)))
+
+
+def _texts(findings: Sequence[Finding]) -> list[str]:
+    """A text for each. The lines to add for a model without a price are shown once, whichever nodes call it."""
+    texts: list[str] = []
+    for finding in findings:
+        if finding.kind == "unpriced":
+            head, _, lines = finding.text.partition("\n")
+            texts.append(f"{head} [unpriced]" + (f"\n{lines}" if lines and not any(lines in t for t in texts) else ""))
+        else:
+            texts.append(_text(finding))
+    return texts
 
 
 def _text(finding: Finding) -> str:
@@ -208,10 +243,12 @@ def capture(
     warn: Sequence[str] = (),
     autolog: Sequence[str] = ("langchain",),
     run_tracer_inline: bool | None = None,
+    prices: str | os.PathLike[str] | None = None,
     directory: str | os.PathLike[str] | None = None,
 ) -> Iterator[AgentTrace]:
     """Trace and replay the block, without pytest: `with capture("cassette.yaml") as trace`.
 
+    `prices` is a file that pins or overrides prices (`PricesError` where it is no such).
     `record` is what `--agenttrace-record` is for tests; "missing" and "adopt" are its neighbours.
     The temporary store lies in `directory` (by default one that is removed at the end: read the trace
     inside the block). Raises `CaptureFailed` at the end where a finding stands, `CassetteMiss` (a
@@ -232,7 +269,8 @@ def capture(
     with ExitStack() as stack:
         root = Path(directory) if directory is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         mode: Mode = record if isinstance(record, str) else "record" if record else "replay"
-        trace = stack.enter_context(_composed(Path(cassette), settings, mode, root))
+        price = price_call if prices is None else read_prices(Path(prices))
+        trace = stack.enter_context(_composed(Path(cassette), settings, mode, root, price))
         yield trace
         verdict = judge(trace, trace._cassette, trace._store, tolerance=settings.tolerance)
         if verdict.failures:
@@ -240,7 +278,7 @@ def capture(
 
 
 @contextmanager
-def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path) -> Iterator[AgentTrace]:
+def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path, price: Pricer) -> Iterator[AgentTrace]:
     from pytest_agenttrace.replay import Opening, open_cassette
     from pytest_agenttrace.store import StoreFactory
 
@@ -257,7 +295,7 @@ def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path) -> Ite
             ) as tape,
         ):
             try:
-                yield AgentTrace(store, tape, settings.tolerance.forgives)
+                yield AgentTrace(store, tape, settings.tolerance.forgives, price)
             except BaseException as error:
                 if tape.gate is not None:
                     error.add_note(f'replies were released by order="shuffle:{tape.gate.seed}"')

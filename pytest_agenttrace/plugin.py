@@ -28,6 +28,7 @@ from pytest_agenttrace.options import (
     early_key,
     max_age_of,
     mode_of,
+    prices_of,
     spending_of,
 )
 from pytest_agenttrace.session import Session
@@ -37,8 +38,10 @@ from pytest_agenttrace.testrun import Run
 from pytest_agenttrace.usage import explain_comparison
 
 if TYPE_CHECKING:
+    from pytest_agenttrace.calls import Pricer
     from pytest_agenttrace.capture import AgentTrace
     from pytest_agenttrace.gemini_server import GeminiServer
+    from pytest_agenttrace.prices import Prices
     from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import MlflowStore
 
@@ -61,6 +64,7 @@ _AGENT_TRACE = (
 
 _RUN = pytest.StashKey[Run]()
 _OPEN = pytest.StashKey[ExitStack]()
+_PRICES: pytest.StashKey[Prices | None] = pytest.StashKey()
 _HELD = pytest.StashKey[bool]()
 
 
@@ -78,6 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION] = Session(lambda: _basetemp(config), hasattr(config, "workerinput"))
     try:
         check_options(config)
+        config.stash[_PRICES] = prices_of(config)
     except OptionError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[_OPEN].callback(config.stash[SESSION].close)
@@ -114,7 +119,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     items = [item for item in session.items if "gemini_cassette" in getattr(item, "fixturenames", ())]
     paths = list(dict.fromkeys(path for item in items if (path := _known_path(item)) is not None))
     try:
-        before, absent = last_recording(paths)
+        before, absent = last_recording(paths, _price(config))
     except CassetteError as error:
         raise pytest.UsageError(str(error)) from None
     tests = "1 test" if len(items) == 1 else f"{len(items)} tests"
@@ -187,7 +192,6 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
 
     `path`, `calls` (every exchange so far), `recording`. No key is needed in replay.
     """
-    from pytest_agenttrace.prices import price_call
     from pytest_agenttrace.replay import CassetteError, Opening, Shares, open_cassette
 
     settings = _settings(request)
@@ -196,6 +200,7 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
     marked = any("cassette" in layer for _, layer in marker_layers(item))
     whole = request.config.stash[SESSION].knows_all(path)
     run.max_age = max_age_of(request.config)
+    run.price = _price(request.config)
     run.own = settings.cassette is None or (marked and whole and named_alone(item, path.resolve()))
     mode = mode_of(request.config)
     session = request.config.stash[SESSION]
@@ -210,7 +215,7 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
         command=f"pytest {shlex.quote(item.nodeid)}",
         shares=None if run.own else Shares(session.parts, item.nodeid),
         late=session.late.append,
-        price=price_call,
+        price=run.price,
         spending=spending_of(request.config, session.parts),
     )
     opened = open_cassette(path, opening, scratch=session.root)
@@ -255,7 +260,8 @@ def agent_trace(
     """
     from pytest_agenttrace.capture import AgentTrace
 
-    trace = AgentTrace(mlflow_store, gemini_cassette, _settings(request).tolerance.forgives)
+    forgives = _settings(request).tolerance.forgives
+    trace = AgentTrace(mlflow_store, gemini_cassette, forgives, _price(request.config))
     _run(request.node).trace = trace
     return trace
 
@@ -276,6 +282,14 @@ def gemini_server(request: pytest.FixtureRequest, gemini_cassette: GeminiCassett
     except CassetteError as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
     return server
+
+
+def _price(config: pytest.Config) -> Pricer:
+    """What calls cost: by the project's own file of prices, or by the table."""
+    from pytest_agenttrace.prices import price_call
+
+    own = config.stash[_PRICES]
+    return price_call if own is None else own
 
 
 def _run(item: pytest.Item) -> Run:

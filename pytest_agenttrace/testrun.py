@@ -11,6 +11,7 @@ from pytest_agenttrace.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_agenttrace.budget import Limit
+    from pytest_agenttrace.calls import Pricer
     from pytest_agenttrace.capture import AgentTrace, Verdict
     from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import MlflowStore
@@ -33,6 +34,8 @@ class Run:
     own: bool = True
     # Days a recording may be old; None for any.
     max_age: int | None = None
+    # What the run's calls cost, by the project's own file of prices or by the table.
+    price: Pricer | None = None
     # Whether the call phase came to its end.
     called: bool = False
     verdict: Verdict | None = None
@@ -46,6 +49,12 @@ class Run:
     def idle(self) -> bool:
         """Whether the test used none of our fixtures."""
         return self.cassette is None and self.store is None
+
+    @property
+    def _price(self) -> Pricer:
+        from pytest_agenttrace.prices import price_call
+
+        return price_call if self.price is None else self.price
 
     @property
     def over_limit(self) -> bool:
@@ -111,7 +120,21 @@ class Run:
         warned = [finding.kind for finding in self.verdict.warned] if self.verdict is not None else []
         # What a test allows, or expects, is no news at the end.
         misses = self.cassette.misses if failed and self.cassette is not None else ()
-        return {"warned": warned, "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses]}
+        told = {"warned": warned, "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses]}
+        if differences := self._cost_differences():
+            told["costs"] = differences
+        return told
+
+    def _cost_differences(self) -> list[list[str]]:
+        """What MLflow prices otherwise than we do, by model."""
+        from pytest_agenttrace.store import StoreError
+
+        if self.trace is None:
+            return []
+        try:
+            return [[found.model, str(found)] for found in self.trace.cost_differences()]
+        except StoreError:  # told as the test's own failure
+            return []
 
     def told_at_last(self) -> dict[str, Any]:
         """What the teardown's report carries."""
@@ -121,7 +144,7 @@ class Run:
 
         told: dict[str, Any] = {"cassette": self.use.plain()}
         if self.cassette.recording:
-            told["recorded"] = made(self.cassette).plain()
+            told["recorded"] = made(self.cassette, self._price).plain()
         elif self.max_age is not None and (days := self.cassette.age) is not None and days > self.max_age:
             told["aged"] = {str(self.cassette.path): days}
         if self.cassette.mode == "adopt":
@@ -164,7 +187,7 @@ class Run:
         if self.cassette is not None and self.cassette.recording:
             from pytest_agenttrace.rerecord import old_and_new
 
-            if lines := old_and_new(self.cassette):
+            if lines := old_and_new(self.cassette, self._price):
                 yield "Captured recording", "\n".join(lines)
         if self.store is not None and self.store.requested:
             yield "Captured requests to MLflow", "\n".join(map(_answered, self.store.requested))

@@ -15,16 +15,16 @@ PACKAGE = Path(pytest_agenttrace.__file__).parent
 
 # Top first. A room imports only from floors below its own, never from one beside it.
 FLOORS = (
-    ("__init__", "plugin"),
+    ("__init__", "plugin", "cli"),
     ("collect", "summary", "options"),
     ("testrun",),
     ("capture", "session", "rerecord"),
-    ("store", "replay", "prices", "budget", "reconcile", "forest", "gemini_server"),
-    # Behind the store and behind replay.
-    ("store.exporter", "store.redirect", "store.spans", "replay.live"),
+    ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
+    # Behind the store, behind replay, behind prices.
+    ("store.exporter", "store.redirect", "store.spans", "replay.live", "prices.pinning", "prices.comparing"),
     ("store.database", "replay.recorder", "replay.filters", "replay.others", "replay.orders", "replay.purse"),
     ("replay.adopting", "replay.arranging", "replay.injecting"),
-    ("replay.recording", "replay.writing"),
+    ("replay.recording", "replay.writing", "prices.book", "prices.table"),
     ("replay.scrubbing",),
     ("replay.matching", "replay.upstream", "gemini_server.caches"),
     ("store.mlflow_state", "replay.cassette", "replay.misses", "gemini_server.bodies", "gemini_server.rules"),
@@ -32,16 +32,16 @@ FLOORS = (
     ("gemini_server.replies",),
     ("replay.grpc_channels", "replay.langsmith", "replay.spending", "replay.delivery"),
     ("trace", "wire"),
-    ("execution",),
+    ("execution", "repricing", "prices.rates"),
     ("threads",),
     ("calls",),
     ("settings",),
-    ("usage", "tree", "environment", "ignoring", "network", "importing", "locking"),
+    ("usage", "tree", "environment", "ignoring", "network", "importing", "locking", "inifile"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Rooms behind a front are entered by it and from each other only; what a cassette is, the command line may read too.
-FRONTS = ("store", "replay", "gemini_server")
+FRONTS = ("store", "replay", "prices", "gemini_server")
 
 HEAVY = (
     *("mlflow", "vcr", "langchain", "langgraph", "google", "genai_prices", "pandas", "httpx", "aiohttp"),
@@ -54,6 +54,7 @@ IMPORTERS = {
     "langsmith": {"replay"},
     "vcr": {"replay"},
     "genai_prices": {"prices"},
+    "click": {"cli"},
     # The last two for types only.
     "pytest": {"plugin", "collect", "summary", "options"},
     "_pytest": set[str](),

@@ -155,7 +155,7 @@ def test_the_model_that_answered_is_priced_where_it_has_a_price(
 def test_a_model_without_a_price_is_never_free(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(PriceNotFound) as caught:
         price_call(seen(tokens(1000, 100), **fields))
-    assert str(caught.value) == said
+    assert str(caught.value).splitlines()[0] == said
     assert isinstance(caught.value, LookupError)
 
 
