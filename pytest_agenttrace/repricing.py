@@ -33,7 +33,7 @@ class WhatIf:
 
     def check(self, calls: Iterable[ModelCall]) -> None:
         """Raises LookupError for a model to be replaced that none of these calls has asked."""
-        asked = list(dict.fromkeys(name for call in calls for name in _names(call)))
+        asked = sorted({name for call in calls for name in _names(call)})
         for name in self.models:
             if name not in asked:
                 raise LookupError(f"no call to the model {name!r}. There are calls to: {', '.join(asked) or 'none'}")
