@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_agenttrace.budget import Limit, Overrun, overruns
 from pytest_agenttrace.calls import Asked, Pricer
-from pytest_agenttrace.crosscheck import CostDifference, cost_differences
 from pytest_agenttrace.environment import dummy_key, quiet_environment
-from pytest_agenttrace.prices import price_call, read_prices
 from pytest_agenttrace.reconcile import Evidence, find
 from pytest_agenttrace.settings import Finding, Settings, Tolerance, read_settings
 from pytest_agenttrace.trace import Span, Trace, TraceReading
 
 if TYPE_CHECKING:
+    from pytest_agenttrace.crosscheck import CostDifference
     from pytest_agenttrace.replay import GeminiCassette, Miss, Mode, Unused
     from pytest_agenttrace.store import MlflowStore
 
@@ -45,10 +44,12 @@ class AgentTrace(TraceReading):
         store: MlflowStore,
         cassette: GeminiCassette,
         forgives: Callable[[str | None, str], bool] = lambda node, kind: False,
-        price: Pricer = price_call,
+        price: Pricer | None = None,
     ) -> None:
+        from pytest_agenttrace.prices import price_call
+
         self._forgives = forgives
-        self._asked = Asked(price)
+        self._asked = Asked(price_call if price is None else price)
         self._store = store
         self._cassette = cassette
         self._last: tuple[tuple[Span, ...], int, Trace] | None = None
@@ -78,6 +79,8 @@ class AgentTrace(TraceReading):
 
     def cost_differences(self) -> list[CostDifference]:
         """What MLflow prices otherwise; nothing where no cost was asked for, so that no price is looked up in vain."""
+        from pytest_agenttrace.crosscheck import cost_differences
+
         trace = self.peek() if self._asked.used else None
         return [] if trace is None else list(cost_differences(trace, self._asked.price))
 
@@ -269,7 +272,7 @@ def capture(
     with ExitStack() as stack:
         root = Path(directory) if directory is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         mode: Mode = record if isinstance(record, str) else "record" if record else "replay"
-        price = price_call if prices is None else read_prices(Path(prices))
+        price = None if prices is None else _read_prices(Path(prices))
         trace = stack.enter_context(_composed(Path(cassette), settings, mode, root, price))
         yield trace
         verdict = judge(trace, trace._cassette, trace._store, tolerance=settings.tolerance)
@@ -277,8 +280,14 @@ def capture(
             raise CaptureFailed(verdict.text)
 
 
+def _read_prices(path: Path) -> Pricer:
+    from pytest_agenttrace.prices import read_prices
+
+    return read_prices(path)
+
+
 @contextmanager
-def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path, price: Pricer) -> Iterator[AgentTrace]:
+def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path, price: Pricer | None) -> Iterator[AgentTrace]:
     from pytest_agenttrace.replay import Opening, open_cassette
     from pytest_agenttrace.store import StoreFactory
 

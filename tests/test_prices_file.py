@@ -290,9 +290,9 @@ def test_locked_prices_are_the_tables_to_the_last_digit(path: Path) -> None:
     assert len(models) > 60
     lock(path, [Used((model,), day) for model in models for day in DAYS])
     pinned = written(path, path.read_text() + "only: true\n")
-    ways = itertools.product(models, DAYS, USAGES, (None, "batch", "flex", "priority"), (0, 3))
+    billed = [(None, 0), (None, 3), ("batch", 3), ("flex", 0), ("priority", 0)]
     priced = 0
-    for model, day, usage, tier, searches in ways:
+    for model, day, usage, (tier, searches) in itertools.product(models, DAYS, USAGES, billed):
         moment = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
         made = asked(usage, model, None, moment, tier, searches)
         by_table, by_file = told(price_call, made), told(pinned, made)
