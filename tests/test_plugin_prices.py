@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_agenttrace import GeminiServer
 from tests.projects import (
+    SCRIPT,
     Told,
     cassette_fixture,  # noqa: F401 - a fixture
     environment,
@@ -172,6 +174,22 @@ def test_a_file_of_prices(project: Path) -> None:
     assert lines == [
         "MLflow's own cost of gemini-2.5-flash differs: $0.0029725 by MLflow, $0.001186 here (research)",
     ]
+
+
+def test_recording_costs_what_the_file_says(project: Path) -> None:
+    write_unpriced(project)
+    (project / "test_again.py").write_text(
+        "import pytest\nfrom app import SAILS, app\n\n"
+        "@pytest.mark.agent_trace(cassette='app.yaml')\ndef test_it(agent_trace):\n    app.invoke(SAILS)\n"
+    )
+    (project / "prices.yaml").write_text(FILE)
+    with GeminiServer(SCRIPT) as server:
+        env = environment(key=True) | {"GOOGLE_GEMINI_BASE_URL": server.url}
+        given = ("-o", "agenttrace_prices=prices.yaml", "--agenttrace-record")
+        ran = run_pytest(project, *given, "--agenttrace-record-limit", "0.5", env=env)
+    assert ran.code == 0, ran.out
+    assert "agenttrace: recording 1 test; their last recording: 3 calls, $0.00292435\n" in ran.out
+    assert "\nrecorded anew: 3 calls, $0.00292435\n" in ran.out
 
 
 @pytest.mark.parametrize(
