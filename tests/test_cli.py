@@ -144,6 +144,24 @@ def test_compare_says_what_is_unknown_and_why(folder: Path) -> None:
     )
 
 
+def test_compare_leaves_open_what_nobody_reported(folder: Path) -> None:
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    cassette = folder / "cassettes" / "article.yaml"
+    head, usage, tail = cassette.read_text().rpartition("usageMetadata:")
+    cassette.write_text(head + usage.replace("usage", "noUsage") + tail)
+    code, out = ran("prices", "compare", "--date", "2026-11-24")
+    assert (code, out.splitlines()) == (
+        0,
+        [
+            "node      model             calls  tokens    recorded        then  difference",
+            "research  gemini-2.5-flash      1     921  $0.0022717  $0.0022717          $0",
+            "write     gemini-2.5-flash      1       -           -           -           -",
+            "total                           2       -           -           -           -",
+            "write: gemini-2.5-flash reported no usage",
+        ],
+    )
+
+
 def test_compare_reads_the_projects_own_prices(folder: Path) -> None:
     (folder / "pinned").mkdir()
     (folder / "pinned" / "prices.yaml").write_text(

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import subprocess
 import sys
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 
@@ -119,6 +119,10 @@ def test_a_grounded_request_costs_its_own(path: Path) -> None:
         (datetime(2025, 12, 31, 23, 59, tzinfo=UTC), "0.0004"),
         # 1,000 x 0 + 100 x 1.50: what is free costs nothing
         (datetime(2026, 1, 1, tzinfo=UTC), "0.00015"),
+        # Days are UTC's, as which a time without a zone is read: 23:30 in New York is the next day.
+        (datetime(2026, 1, 1), "0.00015"),
+        (datetime(2025, 12, 31, 23, 30, tzinfo=timezone(timedelta(hours=-5))), "0.00015"),
+        (datetime(2026, 1, 1, 0, 30, tzinfo=timezone(timedelta(hours=1))), "0.0004"),
         (None, "0.00015"),
     ],
 )

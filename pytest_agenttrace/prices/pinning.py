@@ -99,8 +99,7 @@ def _write(path: Path, book: Book, wanted: dict[str, list[Entry]]) -> None:
     for name in sorted(name for name in wanted if name not in book.models):
         below = _indented(2, (lines_of(entry) for entry in wanted[name]))
         added.append((end, _indented(column, [[f"{name}:", *below]])))
-    # From the bottom up, so that what was found above keeps its line; what goes to one line, in its order.
-    added.sort(key=lambda item: item[0])
+    # From the bottom up, so that what was found above keeps its line.
     for at, block in reversed(added):
         lines[at:at] = block
     path.parent.mkdir(parents=True, exist_ok=True)
