@@ -11,7 +11,7 @@ from pytest_agenttrace.capture import AgentTrace, NothingTraced, capture
 if TYPE_CHECKING:
     from pytest_agenttrace.calls import Call, ModelCall, ToolCall
     from pytest_agenttrace.gemini_server import ErrorReply, GeminiServer, Reply
-    from pytest_agenttrace.prices import PriceNotFound
+    from pytest_agenttrace.prices import PriceNotFound, PricesError
     from pytest_agenttrace.replay import CassetteError, CassetteMiss, Fault, GeminiCassette
     from pytest_agenttrace.scoped import AgentRun
     from pytest_agenttrace.store import MlflowStore, StoreError
@@ -34,6 +34,7 @@ __all__ = [
     "ModelCall",
     "NothingTraced",
     "PriceNotFound",
+    "PricesError",
     "Reply",
     "Span",
     "SpanNotFound",
@@ -49,7 +50,7 @@ __all__ = [
 _ROOMS = {
     "calls": ("Call", "ModelCall", "ToolCall"),
     "gemini_server": ("ErrorReply", "GeminiServer", "Reply"),
-    "prices": ("PriceNotFound",),
+    "prices": ("PriceNotFound", "PricesError"),
     "replay": ("CassetteError", "CassetteMiss", "Fault", "GeminiCassette"),
     "scoped": ("AgentRun",),
     "store": ("MlflowStore", "StoreError"),

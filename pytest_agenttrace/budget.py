@@ -42,6 +42,8 @@ class Overrun:
 
     node: str | None
     text: str
+    # Why a cost could not be told: the pricer's own words.
+    unpriced: str | None = None
 
 
 def parse_budget(args: Sequence[object], kwargs: Mapping[str, object]) -> list[Limit]:
@@ -119,6 +121,7 @@ def overruns(limits: Iterable[Limit], trace: TraceReading) -> list[Overrun]:
     snapshot = trace.snapshot()
     unknown: set[str] = set()
     for limit in limits:
+        unpriced: str | None = None
         try:
             part: TraceReading = snapshot if limit.node is None else snapshot[limit.node]
             text = _judge(limit, part)
@@ -127,8 +130,9 @@ def overruns(limits: Iterable[Limit], trace: TraceReading) -> list[Overrun]:
             unknown.add(str(limit.node))
         except (LookupError, UsageUnknown) as error:
             text = f"{limit.node or 'run'} {limit.metric} cannot be judged: {error}"
+            unpriced = str(error) if isinstance(error, LookupError) else None
         if text is not None:
-            found.append(Overrun(limit.node, text))
+            found.append(Overrun(limit.node, text, unpriced))
     return found
 
 

@@ -12,6 +12,7 @@ from pytest_agenttrace.usage import Cost, Tokens, UnknownTokens, Usage, UsageUnk
 
 __all__ = [
     "CHAT_METHODS",
+    "Asked",
     "Call",
     "Caller",
     "Endpoint",
@@ -83,7 +84,9 @@ class Call:
     reports none. `server_tools` are those that Google ran for the reply, each once: `google_search`, `code_execution`,
     `url_context`, `file_search`, `google_maps`. `recorded_at` is the recording's time, `duration` how long the real
     call took, in seconds. `attempt` counts from 1 how often in a row an execution has asked the same, after so many
-    vain ones. `injected` names the fault that a test has put in the place of the reply, or into it.
+    vain ones. `injected` names the fault that a test has put in the place of the reply, or into it. `searches` are the
+    queries that Google Search was asked for it, `tier` the service tier it was billed as ("standard", "flex",
+    "priority", "provisioned", "batch"), None where the reply does not say.
     """
 
     index: int
@@ -101,6 +104,8 @@ class Call:
     at: float = 0.0
     injected: str | None = None
     attempt: int = 1
+    searches: int = 0
+    tier: str | None = None
 
     @property
     def node(self) -> str | None:
@@ -130,12 +135,24 @@ class ModelCall:
     span_id: str | None = None
     span_name: str | None = None
     call: Call | None = None
-    # Its missing usage is allowed: sums leave it out.
+    # Its missing usage is allowed: sums leave it out. So are sums of costs, where it has no price.
     forgiven: bool = False
+    unpriced_forgiven: bool = False
+    # The model and the moment whose prices it is given, where that is not its own.
+    priced_as: str | None = None
+    priced_at: datetime | None = None
 
     @property
     def recorded_at(self) -> datetime | None:
+        """The moment whose prices hold for it: that of its recording. None where nobody knows: today's."""
+        if self.priced_at is not None:
+            return self.priced_at
         return self.call.recorded_at if self.call else None
+
+    @property
+    def searches(self) -> int:
+        """The queries that Google Search was asked; only the wire tells."""
+        return self.call.searches if self.call else 0
 
     @property
     def duration(self) -> float | None:
@@ -155,6 +172,23 @@ class ModelCall:
 
 # USD of one model call; raises LookupError where the model has no price.
 Pricer = Callable[[ModelCall], Decimal]
+
+
+class Asked:
+    """A pricer that remembers whether it was `used`, and for which nodes and models it had no price."""
+
+    def __init__(self, price: Pricer) -> None:
+        self.price = price
+        self.used = False
+        self.unpriced: dict[tuple[str | None, str | None], str] = {}
+
+    def __call__(self, call: ModelCall) -> Decimal:
+        self.used = True
+        try:
+            return self.price(call)
+        except LookupError as error:
+            self.unpriced.setdefault((call.node, call.model), str(error))
+            raise
 
 
 def _summed(calls: Iterable[ModelCall]) -> list[ModelCall]:
@@ -186,14 +220,26 @@ def _unreported(call: ModelCall) -> str:
 
 def sum_cost(calls: Iterable[ModelCall], pricer: Pricer, label: str) -> Cost:
     """USD under a label, exact. Raises `UsageUnknown` for a call that reported no input or output, and
-    what the pricer raises: a LookupError for a model without a price."""
-    total = Decimal(0)
+    what the pricer raises: a LookupError for a model without a price. Such a call is left out where that is allowed,
+    but never all of them. Every call is asked for, so that all without a price are known."""
+    total, priced = Decimal(0), False
+    wrong: list[Exception] = []
+    left_out: list[Exception] = []
     for call in _summed(calls):
-        if call.usage is None or call.usage.input_tokens is None or call.usage.output_tokens is None:
-            raise UsageUnknown(f"{label}: cost unknown: {_unreported(call)}")
-        price = pricer(call)
-        with exact_decimals():
-            total += price
+        try:
+            if call.usage is None or call.usage.input_tokens is None or call.usage.output_tokens is None:
+                raise UsageUnknown(f"{label}: cost unknown: {_unreported(call)}")
+            price = pricer(call)
+        except UsageUnknown as error:
+            wrong.append(error)
+        except LookupError as error:
+            (left_out if call.unpriced_forgiven else wrong).append(error)
+        else:
+            priced = True
+            with exact_decimals():
+                total += price
+    if wrong or (left_out and not priced):
+        raise (wrong or left_out)[0]
     return Cost(total, label)
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_agenttrace.budget import Limit, Overrun, overruns
+from pytest_agenttrace.calls import Asked, Pricer
 from pytest_agenttrace.diagnosis import why_nothing, why_untraced
 from pytest_agenttrace.environment import dummy_key, quiet_environment
-from pytest_agenttrace.prices import price_call
 from pytest_agenttrace.reconcile import Evidence, find
 from pytest_agenttrace.settings import Finding, Settings, Tolerance, read_settings
 from pytest_agenttrace.trace import Span, Trace, TraceReading
 
 if TYPE_CHECKING:
+    from pytest_agenttrace.crosscheck import CostDifference
     from pytest_agenttrace.replay import GeminiCassette, Miss, Mode, Unused
     from pytest_agenttrace.store import MlflowStore
 
@@ -46,8 +47,17 @@ class AgentTrace(TraceReading):
     MLflow from seeing what went over the wire (unless `uncounted` calls are forgiven).
     """
 
-    def __init__(self, store: MlflowStore, cassette: GeminiCassette, tolerance: Tolerance = _STRICT) -> None:
+    def __init__(
+        self,
+        store: MlflowStore,
+        cassette: GeminiCassette,
+        tolerance: Tolerance = _STRICT,
+        price: Pricer | None = None,
+    ) -> None:
+        from pytest_agenttrace.prices import price_call
+
         self._tolerance = tolerance
+        self._asked = Asked(price_call if price is None else price)
         self._store = store
         self._cassette = cassette
         self._last: tuple[tuple[Span, ...], int, Trace] | None = None
@@ -60,7 +70,7 @@ class AgentTrace(TraceReading):
         if not spans and not calls:
             return None
         if self._last is None or self._last[0] is not spans or self._last[1] != len(calls):
-            self._last = (spans, len(calls), build_trace(spans, calls, price_call, self._tolerance.forgives))
+            self._last = (spans, len(calls), build_trace(spans, calls, self._asked, self._tolerance.forgives))
         return self._last[2]
 
     def places(self) -> dict[str, tuple[int | None, tuple[Any, ...]]]:
@@ -82,6 +92,18 @@ class AgentTrace(TraceReading):
         if (why := why_untraced(self._store, trace, self._tolerance)) is not None:
             raise NothingTraced(why)
         return trace
+
+    @property
+    def unpriced(self) -> dict[tuple[str | None, str | None], str]:
+        """Why a cost that was asked for could not be told, by node and model."""
+        return self._asked.unpriced
+
+    def cost_differences(self) -> list[CostDifference]:
+        """What MLflow prices otherwise; nothing where no cost was asked for, so that no price is looked up in vain."""
+        from pytest_agenttrace.crosscheck import cost_differences
+
+        trace = self.peek() if self._asked.used else None
+        return [] if trace is None else list(cost_differences(trace, self._asked.price))
 
     def __repr__(self) -> str:
         trace = self.peek()
@@ -149,7 +171,13 @@ def judge(
     if limits and ended and not any(finding.kind in ("missing", "empty") for finding in failing):
         unread = [Overrun(None, f"budget: {evidence.nothing}")]
         over = overruns(limits, snapshot) if snapshot is not None else unread
-    texts = [overrun.text for overrun in over] + [_text(finding) for finding in failing]
+    if trace is not None and ended:
+        # Budgets have asked by now.
+        findings += [Finding("unpriced", node, text) for (node, _), text in trace.unpriced.items()]
+        failing = tolerance.failing(findings)
+        told = {finding.text for finding in failing if finding.kind == "unpriced"}
+        over = [overrun for overrun in over if overrun.unpriced not in told]
+    texts = [overrun.text for overrun in over] + _texts(failing)
     about = [overrun.node or "run" for overrun in over] + [f.node for f in failing if f.node]
     return Verdict(tuple(texts), tuple(findings), tuple(tolerance.warned(findings)), tuple(dict.fromkeys(about)))
 
@@ -165,6 +193,18 @@ def _without_effects(findings: list[Finding], tolerance: Tolerance) -> list[Find
     failing = {finding.kind for finding in tolerance.failing(findings)}
     effects = {effect for cause, effect in (("export", "uncounted"), ("empty", "unused")) if cause in failing}
     return [finding for finding in findings if finding.kind not in effects]
+
+
+def _texts(findings: Sequence[Finding]) -> list[str]:
+    """A text for each. The lines to add for a model without a price are shown once, whichever nodes call it."""
+    texts: list[str] = []
+    for finding in findings:
+        if finding.kind == "unpriced":
+            head, _, lines = finding.text.partition("\n")
+            texts.append(f"{head} [unpriced]" + (f"\n{lines}" if lines and not any(lines in t for t in texts) else ""))
+        else:
+            texts.append(_text(finding))
+    return texts
 
 
 def _text(finding: Finding) -> str:
@@ -266,10 +306,12 @@ def capture(
     warn: Sequence[str] = (),
     autolog: Sequence[str] = ("langchain",),
     run_tracer_inline: bool | None = None,
+    prices: str | os.PathLike[str] | None = None,
     directory: str | os.PathLike[str] | None = None,
 ) -> Iterator[AgentTrace]:
     """Trace and replay the block, without pytest: `with capture("cassette.yaml") as trace`.
 
+    `prices` is a file that pins or overrides prices (`PricesError` where it is no such).
     `record` is what `--agenttrace-record` is for tests; "missing" and "adopt" are its neighbours.
     The temporary store lies in `directory` (by default one that is removed at the end: read the trace
     inside the block). Raises `CaptureFailed` at the end where a finding stands, `CassetteMiss` (a
@@ -290,7 +332,8 @@ def capture(
     with ExitStack() as stack:
         root = Path(directory) if directory is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         mode: Mode = record if isinstance(record, str) else "record" if record else "replay"
-        trace = stack.enter_context(_composed(Path(cassette), settings, mode, root))
+        price = None if prices is None else _read_prices(Path(prices))
+        trace = stack.enter_context(_composed(Path(cassette), settings, mode, root, price))
         yield trace
         if trace._cassette.recording:
             trace._cassette.place(trace.places())
@@ -299,8 +342,14 @@ def capture(
             raise CaptureFailed(verdict.text)
 
 
+def _read_prices(path: Path) -> Pricer:
+    from pytest_agenttrace.prices import read_prices
+
+    return read_prices(path)
+
+
 @contextmanager
-def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path) -> Iterator[AgentTrace]:
+def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path, price: Pricer | None) -> Iterator[AgentTrace]:
     from pytest_agenttrace.replay import Opening, open_cassette
     from pytest_agenttrace.store import StoreFactory
 
@@ -317,7 +366,7 @@ def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path) -> Ite
             ) as tape,
         ):
             try:
-                yield AgentTrace(store, tape, settings.tolerance)
+                yield AgentTrace(store, tape, settings.tolerance, price)
             except BaseException as error:
                 if tape.gate is not None:
                     error.add_note(f'replies were released by order="shuffle:{tape.gate.seed}"')

@@ -19,7 +19,7 @@ from pytest_agenttrace.settings import SettingsError, read_settings
 if TYPE_CHECKING:
     from pytest_agenttrace.budget import Limit
 
-__all__ = ["LIMITS", "SESSION", "marker_layers", "named_alone", "named_by_tests"]
+__all__ = ["LIMITS", "SESSION", "failed_by", "marker_layers", "named_alone", "named_by_tests"]
 
 SESSION = pytest.StashKey[Session]()
 LIMITS = pytest.StashKey[list["Limit"]]()
@@ -33,6 +33,13 @@ _PROBLEMS, _PARTIAL, _LATE = "agenttrace_problems", "agenttrace_partial", "agent
 def marker_layers(item: pytest.Item) -> list[tuple[str, Mapping[str, Any]]]:
     """The settings of a test's markers, closest first."""
     return [("agent_trace", mark.kwargs) for mark in item.iter_markers("agent_trace")]
+
+
+def failed_by(error: BaseException) -> bool:
+    """Whether a body that ended by this has asked for everything it would ask for, as far as anybody knows: it failed
+    an assertion, and did not leave."""
+    failed = isinstance(error, AssertionError | pytest.fail.Exception)
+    return failed and not isinstance(error, pytest.xfail.Exception)
 
 
 def named_alone(item: pytest.Item, cassette: Path) -> bool:

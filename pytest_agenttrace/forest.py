@@ -24,11 +24,12 @@ def build_trace(
     spans: Iterable[Span],
     calls: Iterable[Call],
     pricer: Pricer,
-    forgives: Callable[[str | None], bool] = lambda node: False,
+    forgives: Callable[[str | None, str], bool] = lambda node, kind: False,
 ) -> Trace:
     """The forest of one test. Its order is a total one: run, then step, then LangGraph's path.
 
-    `forgives` says of a node whether sums leave out its calls that report no usage."""
+    `forgives` says of a node whether sums leave out its calls that report no usage ("usage") or have no price
+    ("unpriced")."""
     found, moved = _brought_home(list(spans))
     index = _Index(found)
     all_calls = tuple(_moved(call, moved) for call in calls)
@@ -38,7 +39,11 @@ def build_trace(
     attempts = _without_idle_entries(index.attempts(), index, all_calls)
     parents = {span.span_id: index.parent_of(span, attempts) for span in index.spans}
     model_calls = tuple(
-        dataclasses.replace(call, forgiven=call.usage is None and (_injected(call) or forgives(call.node)))
+        dataclasses.replace(
+            call,
+            forgiven=call.usage is None and (_injected(call) or forgives(call.node, "usage")),
+            unpriced_forgiven=forgives(call.node, "unpriced"),
+        )
         for call in _pair(index, all_calls)
     )
     order = _in_order(index, attempts)

@@ -17,13 +17,35 @@ from pytest_agenttrace.options import mode_of, spending_of
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
+    from pytest_agenttrace.calls import Pricer
+    from pytest_agenttrace.prices import Prices
     from pytest_agenttrace.replay import Opening, Shares
 
-__all__ = ["OPEN", "cassette_of", "fixture_value", "hold_back", "named_path", "opening_of", "own_path"]
+__all__ = [
+    "OPEN",
+    "PRICES",
+    "cassette_of",
+    "fixture_value",
+    "hold_back",
+    "named_path",
+    "opening_of",
+    "own_path",
+    "price_of",
+]
 
 # What is open until pytest ends.
 OPEN = pytest.StashKey[ExitStack]()
+# The project's own prices; None where it has none.
+PRICES: pytest.StashKey[Prices | None] = pytest.StashKey()
 _HELD = pytest.StashKey[bool]()
+
+
+def price_of(config: pytest.Config) -> Pricer:
+    """What calls cost: by the project's own file of prices, or by the table."""
+    from pytest_agenttrace.prices import price_call
+
+    own = config.stash[PRICES]
+    return price_call if own is None else own
 
 
 def _known_path(item: pytest.Item) -> Path | None:
@@ -69,7 +91,6 @@ def opening_of(
     request: pytest.FixtureRequest, item: pytest.Item, settings: Settings, target: str, shares: Shares | None = None
 ) -> Opening:
     """How a cassette is opened for a test, or for a run of several; `target` is what pytest runs to record it."""
-    from pytest_agenttrace.prices import price_call
     from pytest_agenttrace.replay import Opening
 
     session = request.config.stash[SESSION]
@@ -84,7 +105,7 @@ def opening_of(
         command=f"pytest {shlex.quote(target)}",
         shares=shares,
         late=session.late.append,
-        price=price_call,
+        price=price_of(request.config),
         spending=spending_of(request.config, session.parts),
     )
 
@@ -138,7 +159,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     items = list(dict.fromkeys([*alone, *shared]))
     paths = list(dict.fromkeys(path for item in alone if (path := _known_path(item)) is not None))
     try:
-        before, absent = last_recording(paths)
+        before, absent = last_recording(paths, price_of(config))
     except CassetteError as error:
         raise pytest.UsageError(str(error)) from None
     tests = "1 test" if len(items) == 1 else f"{len(items)} tests"

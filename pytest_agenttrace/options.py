@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_agenttrace.prices import Prices
     from pytest_agenttrace.replay import Mode, Spending
 
-__all__ = ["OptionError", "add_options", "check_options", "early_key", "max_age_of", "mode_of", "spending_of"]
+__all__ = [
+    "OptionError",
+    "add_options",
+    "check_options",
+    "early_key",
+    "max_age_of",
+    "mode_of",
+    "prices_of",
+    "spending_of",
+]
 
 
 class OptionError(ValueError):
@@ -64,6 +74,11 @@ def add_options(parser: pytest.Parser) -> None:
             default="",
         )
         parser.addini(
+            "agenttrace_prices",
+            "file that pins or overrides prices, relative to rootdir (default: none, the table of genai-prices)",
+            default="",
+        )
+        parser.addini(
             "agenttrace_dummy_key",
             "put a dummy GOOGLE_API_KEY in the environment from the start, for models built at import "
             "(un-skips tests that skip without a key)",
@@ -111,6 +126,19 @@ def max_age_of(config: pytest.Config) -> int | None:
     if days and not days.isdecimal():
         raise OptionError(f"agenttrace_max_age: {days!r} is no whole number of days")
     return int(days) if days else None
+
+
+def prices_of(config: pytest.Config) -> Prices | None:
+    """The project's own file of prices; None where there is none. Raises `OptionError`."""
+    name = str(config.getini("agenttrace_prices")).strip()
+    if not name:
+        return None
+    from pytest_agenttrace.prices import PricesError, read_prices
+
+    try:
+        return read_prices(config.rootpath / name)
+    except PricesError as error:
+        raise OptionError(f"agenttrace_prices: {error}") from None
 
 
 def spending_of(config: pytest.Config, parts: Path) -> Spending | None:

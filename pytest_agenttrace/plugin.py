@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace import collect, opening
-from pytest_agenttrace.collect import LIMITS, SESSION, marker_layers, named_alone
+from pytest_agenttrace.collect import LIMITS, SESSION, failed_by, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
-from pytest_agenttrace.opening import OPEN, cassette_of, hold_back, opening_of
+from pytest_agenttrace.opening import OPEN, PRICES, cassette_of, hold_back, opening_of, price_of
 from pytest_agenttrace.options import (
     OptionError,
     add_options,
@@ -26,6 +26,7 @@ from pytest_agenttrace.options import (
     early_key,
     max_age_of,
     mode_of,
+    prices_of,
 )
 from pytest_agenttrace.scoped import RUNS, AgentRun, Runs
 from pytest_agenttrace.session import Session
@@ -60,8 +61,6 @@ _AGENT_TRACE = (
 )
 
 
-# A body that ends by one of these has asked for everything it would ask for, as far as anybody knows.
-_FAILED = (AssertionError, pytest.fail.Exception)
 _RUN = pytest.StashKey[Run]()
 
 
@@ -79,6 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION] = Session(lambda: _basetemp(config), hasattr(config, "workerinput"))
     try:
         check_options(config)
+        config.stash[PRICES] = prices_of(config)
     except OptionError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[OPEN].callback(config.stash[SESSION].close)
@@ -160,6 +160,7 @@ def gemini_cassette(request: pytest.FixtureRequest) -> Iterator[GeminiCassette]:
     marked = any("cassette" in layer for _, layer in marker_layers(item))
     whole = request.config.stash[SESSION].knows_all(path)
     run.max_age = max_age_of(request.config)
+    run.price = price_of(request.config)
     run.own = settings.cassette is None or (marked and whole and named_alone(item, path.resolve()))
     mode = mode_of(request.config)
     session = request.config.stash[SESSION]
@@ -189,7 +190,7 @@ def agent_trace(
     """
     from pytest_agenttrace.capture import AgentTrace
 
-    trace = AgentTrace(mlflow_store, gemini_cassette, _settings(request).tolerance)
+    trace = AgentTrace(mlflow_store, gemini_cassette, _settings(request).tolerance, price_of(request.config))
     _run(request.node).trace = trace
     return trace
 
@@ -321,7 +322,7 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
     ended in the miss's own words, without a traceback of ours."""
     run = _run(item)
     if error is not None:
-        run.stop(failed=isinstance(error, _FAILED) and not isinstance(error, pytest.xfail.Exception))
+        run.stop(failed=failed_by(error))
     if run.over_limit:
         item.session.shouldstop = "--agenttrace-record-limit is reached"
     if isinstance(error, KeyboardInterrupt | pytest.exit.Exception):

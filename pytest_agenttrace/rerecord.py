@@ -8,8 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_agenttrace.calls import Call, ModelCall
-from pytest_agenttrace.prices import price_call
+from pytest_agenttrace.calls import Call, ModelCall, Pricer
 from pytest_agenttrace.usage import UsageUnknown, exact_decimals, format_tokens, format_usd
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Bill:
         return [self.calls, str(self.cost), self.unknown]
 
 
-def bill(calls: Iterable[Call]) -> Bill:
+def bill(calls: Iterable[Call], price: Pricer) -> Bill:
     """What the answered calls to a model cost; counting tokens is free."""
     billed = [
         call for call in calls if call.answered and call.model is not None and call.endpoint.method != "countTokens"
@@ -50,7 +49,7 @@ def bill(calls: Iterable[Call]) -> Bill:
     total = Bill()
     for call in billed:
         try:
-            total += Bill(1, price_call(_priced(call)))
+            total += Bill(1, price(_priced(call)))
         except (LookupError, UsageUnknown):
             total += Bill(1, Decimal(0), 1)
     return total
@@ -60,12 +59,12 @@ def _priced(call: Call) -> ModelCall:
     return ModelCall(call.model, call.node, call.caller.namespace, call.usage, call=call)
 
 
-def made(cassette: GeminiCassette) -> Bill:
+def made(cassette: GeminiCassette, price: Pricer) -> Bill:
     """What a test has really asked while recording."""
-    return bill(cassette.made)
+    return bill(cassette.made, price)
 
 
-def last_recording(paths: Iterable[Path]) -> tuple[Bill, int]:
+def last_recording(paths: Iterable[Path], price: Pricer) -> tuple[Bill, int]:
     """What the cassettes at these paths hold, and how many of them are not there. Raises `CassetteError`."""
     from pytest_agenttrace.replay import call_of, read_recordings
 
@@ -73,30 +72,30 @@ def last_recording(paths: Iterable[Path]) -> tuple[Bill, int]:
     for path in paths:
         found = read_recordings(path)
         absent += found is None
-        total += bill(call_of(entry) for entry in found or () if entry.request.endpoint is not None)
+        total += bill((call_of(entry) for entry in found or () if entry.request.endpoint is not None), price)
     return total, absent
 
 
-def old_and_new(cassette: GeminiCassette) -> list[str]:
+def old_and_new(cassette: GeminiCassette, price: Pricer) -> list[str]:
     """`research 3,534 -> 3,600 tokens, $0.00201 -> $0.00204`, for each node whose numbers a recording has changed."""
     old, new = cassette.before_and_now()
     if not old or cassette.incomplete is not None:
         return []
     nodes = list(dict.fromkeys(call.node for call in [*old, *new]))
     found = [
-        (node, _numbers([c for c in old if c.node == node]), _numbers([c for c in new if c.node == node]))
+        (node, _numbers([c for c in old if c.node == node], price), _numbers([c for c in new if c.node == node], price))
         for node in nodes
     ]
     lines = [f"{node or '(no node)'} {_changed(before, after)}" for node, before, after in found if before != after]
-    return [*lines, f"run {_changed(_numbers(old), _numbers(new))}"] if lines else []
+    return [*lines, f"run {_changed(_numbers(old, price), _numbers(new, price))}"] if lines else []
 
 
-def _numbers(calls: Sequence[Call]) -> tuple[int, int | None, Bill]:
+def _numbers(calls: Sequence[Call], price: Pricer) -> tuple[int, int | None, Bill]:
     """Calls, tokens and USD."""
     models = [call for call in calls if call.answered and call.model is not None]
     totals = [call.usage.total_tokens if call.usage is not None else None for call in models]
     known = [total for total in totals if total is not None]
-    return len(models), sum(known) if len(known) == len(totals) else None, bill(models)
+    return len(models), sum(known) if len(known) == len(totals) else None, bill(models, price)
 
 
 def _changed(before: tuple[int, int | None, Bill], after: tuple[int, int | None, Bill]) -> str:

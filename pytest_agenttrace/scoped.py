@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_agenttrace.collect import LIMITS, SESSION, named_by_tests
+from pytest_agenttrace.collect import LIMITS, SESSION, failed_by, named_by_tests
 from pytest_agenttrace.environment import dummy_key
-from pytest_agenttrace.opening import fixture_value, hold_back, named_path, opening_of, own_path
+from pytest_agenttrace.opening import fixture_value, hold_back, named_path, opening_of, own_path, price_of
 from pytest_agenttrace.options import max_age_of
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 from pytest_agenttrace.testrun import Run
@@ -205,7 +205,7 @@ class AgentRun:
                 try:
                     yield trace
                 except BaseException as error:
-                    run.stop(failed=isinstance(error, AssertionError | pytest.fail.Exception))
+                    run.stop(failed=failed_by(error))
                     _judge(run, error)
                     raise
                 _judge(run, None)
@@ -241,7 +241,8 @@ def _opened(run: Run, place: _Place, request: pytest.FixtureRequest, *, named: b
         dummy_key(how.mode in ("replay", "adopt")),
         open_cassette(path, how, scratch=session.root) as run.cassette,
     ):
-        run.trace = AgentTrace(run.store, run.cassette, settings.tolerance)
+        run.price = price_of(request.config)
+        run.trace = AgentTrace(run.store, run.cassette, settings.tolerance, run.price)
         yield run.trace
 
 

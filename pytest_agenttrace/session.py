@@ -90,6 +90,8 @@ class Session:
         # Recordings that are not whole, of tests that do not fail.
         self.incomplete: dict[str, str] = {}
         self._adopted: dict[str, _Adopted] = {}
+        # Where MLflow prices a model otherwise than we do: the first difference of each, in words.
+        self.costs: dict[str, str] = {}
         # Paths of cassettes that are older than the project allows, with their age in days.
         self.aged: dict[str, int] = {}
 
@@ -134,7 +136,7 @@ class Session:
             self._temporary.cleanup()
 
     def tell(self, test: str, told: Mapping[str, Any]) -> None:
-        """What one test's report carries: `warned` kinds, `misses` (edit, node, cause, advice), `cassette`."""
+        """What one test's report carries: `warned` kinds, `misses` (edit, node, cause, advice), `cassette`, `costs`."""
         for kind in told.get("warned", ()):
             self.warned[kind] = self.warned.get(kind, 0) + 1
         for edit, node, cause, advice in told.get("misses", ()):
@@ -147,6 +149,8 @@ class Session:
         for path, number, change, edit in told.get("adopted", ()):
             self._adopted.setdefault(edit, _Adopted(change)).requests.add((path, number))
         self.aged.update(told.get("aged", {}))
+        for model, text in told.get("costs", ()):
+            self.costs.setdefault(model, text)
         if "cassette" in told:
             use = CassetteUse(*told["cassette"])
             self._uses.setdefault(use.path, {})[test] = use

@@ -45,9 +45,9 @@ class Tolerance:
     def covers(self, finding: Finding, among: frozenset[tuple[str | None, str]]) -> bool:
         return (None, finding.kind) in among or (finding.node, finding.kind) in among
 
-    def forgives(self, node: str | None) -> bool:
-        """Whether sums leave out a node's calls that report no usage."""
-        return self.covers(Finding("usage", node, ""), self.allow | self.warn)
+    def forgives(self, node: str | None, kind: str) -> bool:
+        """Whether sums leave out a node's calls that report no usage ("usage"), or have no price ("unpriced")."""
+        return self.covers(Finding(kind, node, ""), self.allow | self.warn)
 
     def failing(self, findings: Iterable[Finding]) -> list[Finding]:
         return [f for f in findings if not self.covers(f, self.allow) and not self.covers(f, self.warn)]

@@ -69,6 +69,7 @@ class Summary:
         yield from self._recorded()
         for text in dict.fromkeys(session.late):
             yield f"after its test had ended: {text}"
+        yield from session.costs.values()
         counts = dict(session.warned)
         if warned:
             counts["unused"] = counts.get("unused", 0) + len(warned)

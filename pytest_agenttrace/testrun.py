@@ -12,6 +12,7 @@ from pytest_agenttrace.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_agenttrace.budget import Limit
+    from pytest_agenttrace.calls import Pricer
     from pytest_agenttrace.capture import AgentTrace, Verdict
     from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import MlflowStore
@@ -34,6 +35,8 @@ class Run:
     own: bool = True
     # Days a recording may be old; None for any.
     max_age: int | None = None
+    # What the run's calls cost, by the project's own file of prices or by the table.
+    price: Pricer | None = None
     # Whether the call phase came to its end.
     called: bool = False
     # Whether its store is closed, and whether it failed: of a run that several tests read.
@@ -50,6 +53,12 @@ class Run:
     def idle(self) -> bool:
         """Whether the test used none of our fixtures."""
         return self.cassette is None and self.store is None
+
+    @property
+    def _price(self) -> Pricer:
+        from pytest_agenttrace.prices import price_call
+
+        return price_call if self.price is None else self.price
 
     @property
     def over_limit(self) -> bool:
@@ -118,9 +127,26 @@ class Run:
         warned = [finding.kind for finding in self.verdict.warned] if self.verdict is not None else []
         # What a test allows, or expects, is no news at the end.
         misses = self.cassette.misses if failed and self.cassette is not None else ()
-        told = {"warned": warned, "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses]}
-        # A failure shows it; a test that skipped or was expected to fail shows nothing.
-        return told if failed or self._incomplete is None else {**told, "incomplete": self._incomplete}
+        told: dict[str, Any] = {
+            "warned": warned,
+            "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses],
+        }
+        if not failed and self._incomplete is not None:  # a failure shows it by itself
+            told["incomplete"] = self._incomplete
+        if differences := self._cost_differences():
+            told["costs"] = differences
+        return told
+
+    def _cost_differences(self) -> list[list[str]]:
+        """What MLflow prices otherwise than we do, by model."""
+        from pytest_agenttrace.store import StoreError
+
+        if self.trace is None:
+            return []
+        try:
+            return [[found.model, str(found)] for found in self.trace.cost_differences()]
+        except StoreError:  # told as the test's own failure
+            return []
 
     def told_at_last(self) -> dict[str, Any]:
         """What the teardown's report carries."""
@@ -130,7 +156,7 @@ class Run:
 
         told: dict[str, Any] = {"cassette": self.use.plain()}
         if self.cassette.recording:
-            told["recorded"] = made(self.cassette).plain()
+            told["recorded"] = made(self.cassette, self._price).plain()
         elif self.max_age is not None and (days := self.cassette.age) is not None and days > self.max_age:
             told["aged"] = {str(self.cassette.path): days}
         if self.cassette.mode == "adopt":
@@ -176,7 +202,7 @@ class Run:
         if self.cassette is not None and self.cassette.recording:
             from pytest_agenttrace.rerecord import old_and_new
 
-            if lines := old_and_new(self.cassette):
+            if lines := old_and_new(self.cassette, self._price):
                 yield "Captured recording", "\n".join(lines)
         if self.store is not None and self.store.requested:
             yield "Captured requests to MLflow", "\n".join(map(_answered, self.store.requested))

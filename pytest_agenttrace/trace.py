@@ -5,15 +5,18 @@ Everything here is a frozen snapshot; `capture` makes the live one.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from datetime import date as Date
 from functools import cached_property
 from typing import Any
 
 from pytest_agenttrace.calls import (
+    Asked,
     Call,
     ModelCall,
     Pricer,
@@ -34,6 +37,7 @@ from pytest_agenttrace.execution import (
     status_of,
     tool_call,
 )
+from pytest_agenttrace.repricing import WhatIf, what_if
 from pytest_agenttrace.tree import Branch, draw
 from pytest_agenttrace.usage import Cost, Tokens, UnknownTokens, Usage, UsageUnknown, format_tokens, format_usd
 
@@ -124,6 +128,15 @@ class TraceReading(ABC):
         """USD of each node of the trajectory, summed over its executions, subgraphs included."""
         reading = self.snapshot()
         return {node: sum_cost(calls, reading._pricer, node) for node, calls in reading.calls_by_node().items()}
+
+    def reprice(self, model: str | Mapping[str, str] | None = None, date: Date | str | None = None) -> Trace:
+        """The same usage on another model, or at the prices of another day: a frozen trace with those costs.
+
+        `model` is a name that stands for all chat models, or a dict {old: new}; `date` a date, a datetime, ISO text or
+        "today". A model without a price raises `PriceNotFound` where a cost is read; LookupError for an old model that
+        nobody asked, ValueError for what is no model or no day.
+        """
+        return self.snapshot().repriced(what_if(model, date))
 
     @property
     def duration(self) -> float | None:
@@ -241,6 +254,30 @@ class Trace(TraceReading):
             label=node,
         )
 
+    def repriced(self, instead: WhatIf) -> Trace:
+        """This trace or selection with other prices. What has no price then is no fault of the run's."""
+        instead.check(self._model_calls)
+        price = self._quiet()
+        made = {
+            execution.namespace: dataclasses.replace(
+                execution, model_calls=tuple(map(instead.of, execution.model_calls)), pricer=price
+            )
+            for execution in self._all
+        }
+        return Trace(
+            self._roots,
+            tuple(made.values()),
+            tuple(map(instead.of, self._model_calls)),
+            self._calls,
+            price,
+            selected=None if self._selected is None else tuple(made[e.namespace] for e in self._selected),
+            label=self._label,
+        )
+
+    def _quiet(self) -> Pricer:
+        """The pricer for what nobody has asked: a drawn tree, a what-if."""
+        return self._pricer.price if isinstance(self._pricer, Asked) else self._pricer
+
     def model_call_of(self, span: Span) -> ModelCall | None:
         """The model call that was paired with a span."""
         return self._call_of.get(span.span_id)
@@ -324,7 +361,7 @@ class Trace(TraceReading):
         facts = [*_facts(call, execution), *self._failed.get(span.span_id, ())]
         return (
             Branch(
-                label=call.model or span.name if call else span.name,
+                label=_named(call, span) if call else span.name,
                 cells=self._cells(calls, timed=call is None),
                 note=", ".join([*facts, *_faults(self._injected(span, execution, call, is_root))]),
                 tag="[tool]" if span.type == "TOOL" else " ".join(_served(call)),
@@ -381,13 +418,18 @@ class Trace(TraceReading):
 
     def _priced(self, calls: tuple[ModelCall, ...]) -> str:
         try:
-            return format_usd(sum_cost(calls, self._pricer, ""))
+            return format_usd(sum_cost(calls, self._quiet(), ""))
         except (LookupError, UsageUnknown):
             return "-"
 
 
 def _during(span: Span, call: Call) -> bool:
     return span.start_ns <= call.at * 1e9 <= (span.end_ns or math.inf)
+
+
+def _named(call: ModelCall, span: Span) -> str:
+    name = call.model or span.name
+    return name if call.priced_as in (None, call.model) else f"{name} as {call.priced_as}"
 
 
 def _seconds(duration: float | None) -> str:

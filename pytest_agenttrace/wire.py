@@ -34,6 +34,13 @@ __all__ = [
 ]
 
 _MODEL_PATH = re.compile(r"/(?:v\d\w*)/(?:.*/)?(?:models|tunedModels|endpoints)/(?P<model>[^/:]+):(?P<method>\w+)$")
+# Vertex AI's names for what the developer API calls a service tier.
+_TRAFFIC = {
+    "ON_DEMAND": "standard",
+    "ON_DEMAND_FLEX": "flex",
+    "ON_DEMAND_PRIORITY": "priority",
+    "PROVISIONED_THROUGHPUT": "provisioned",
+}
 _UNPACKED = 256_000_000
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _API_PATH = re.compile(r"/(?:upload/)?v\d\w*/(?P<resource>cachedContents|files|fileSearchStores|models|operations)\b")
@@ -236,6 +243,25 @@ def _server_tools(candidate: Mapping[str, Any]) -> Iterator[str]:
         yield "url_context"
 
 
+def _queries(candidate: Mapping[str, Any]) -> Iterator[str]:
+    """What Google Search was asked. Gemini 3 lists empty queries too; they are no searches."""
+    grounding = candidate.get("groundingMetadata")
+    queries = grounding.get("webSearchQueries") if isinstance(grounding, dict) else None
+    for query in queries if isinstance(queries, list) else []:
+        if isinstance(query, str) and query.strip():
+            yield query
+
+
+def _tier(metadata: Mapping[str, Any]) -> str | None:
+    """The service tier a call was billed as: `serviceTier` of the developer API, `trafficType` of Vertex AI."""
+    found = metadata.get("serviceTier")
+    if isinstance(found, str) and found:
+        name = found.lower().removeprefix("service_tier_")
+        return None if name == "unspecified" else name
+    traffic = metadata.get("trafficType")
+    return _TRAFFIC.get(traffic) if isinstance(traffic, str) else None
+
+
 def read_call(
     index: int,
     caller: Caller,
@@ -251,12 +277,15 @@ def read_call(
     usage: Usage | None = None
     model_version: str | None = None
     finish_reason: str | None = None
+    tier: str | None = None
     tools: list[ToolCall] = []
     served: dict[str, None] = {}
+    queries: set[str] = set()
     for chunk in reply_chunks(reply):
         metadata = chunk.get("usageMetadata")
         if isinstance(metadata, dict):
             usage = read_usage(metadata) or usage
+            tier = _tier(metadata) or tier
         if isinstance(chunk.get("modelVersion"), str):
             model_version = chunk["modelVersion"]
         for candidate in _candidates(chunk):
@@ -264,6 +293,7 @@ def read_call(
             finish_reason = reason if isinstance(reason, str) else finish_reason
             tools.extend(_tool_requests(candidate))
             served |= dict.fromkeys(_server_tools(candidate))
+            queries.update(_queries(candidate))
     return Call(
         index=index,
         caller=caller,
@@ -277,4 +307,6 @@ def read_call(
         recorded_at=recorded_at,
         duration=duration,
         at=at,
+        searches=len(queries),
+        tier=tier,
     )

@@ -23,7 +23,7 @@ _END = re.compile(r"^=+ .*=+$", re.MULTILINE)
 
 @cache
 def run(command: str) -> str:
-    """The output of a pytest command in the project's root, without a key and without colours."""
+    """The output of a pytest or agenttrace command in the project's root, without a key and without colours."""
     hidden = (
         "GOOGLE_API_KEY",
         "GEMINI_API_KEY",
@@ -34,7 +34,10 @@ def run(command: str) -> str:
         "BUILD_NUMBER",
     )
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    arguments = [sys.executable, "-m", *shlex.split(command), "-p", "no:cacheprovider", "-p", "no:xdist"]
+    given = shlex.split(command)
+    arguments = [sys.executable, "-m", *given, "-p", "no:cacheprovider", "-p", "no:xdist"]
+    if given[0] == "agenttrace":
+        arguments = [sys.executable, "-c", "from pytest_agenttrace.cli import main; main()", *given[1:]]
     done = subprocess.run(
         arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
@@ -61,7 +64,9 @@ def readme() -> tuple[str, str]:
     text = README.read_text(encoding="utf-8")
 
     def shown(match: re.Match[str]) -> str:
-        return match[1] + "\n".join(sections(match["command"]).values()) + match[4]
+        command = match["command"]
+        output = run(command) if command.startswith("agenttrace ") else "\n".join(sections(command).values())
+        return match[1] + output + match[4]
 
     return text, _BLOCK.sub(shown, text)
 

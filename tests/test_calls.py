@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from decimal import Context, Decimal, localcontext
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from pytest_agenttrace.calls import (
     CHAT_METHODS,
+    Asked,
     Call,
     Endpoint,
     ModelCall,
@@ -108,3 +110,24 @@ def test_a_duration_is_known_where_every_part_is() -> None:
     timed = [ModelCall(FLASH, None, None, None, call=on_the_wire(duration=seconds)) for seconds in (0.5, 0.25, 0.0)]
     assert sum_duration(timed) == 0.75
     assert sum_duration([*timed, KNOWN]) is None
+
+
+def test_all_calls_without_a_price_are_known_though_the_first_is_told() -> None:
+    """One reading tells a budget's reader everything there is to add."""
+    asked = Asked(dollar_per_million)
+    calls = [
+        dataclasses.replace(KNOWN, model="unpriced", node=node, unpriced_forgiven=node == "b")
+        for node in ("a", "b", "c")
+    ]
+    with pytest.raises(LookupError, match=r"^no price is known for 'unpriced'$"):
+        sum_cost([*calls, SECOND], asked, "run")
+    assert list(asked.unpriced) == [("a", "unpriced"), ("b", "unpriced"), ("c", "unpriced")]
+
+
+def test_what_has_no_price_is_left_out_where_that_is_allowed_but_never_all_of_it() -> None:
+    unpriced = dataclasses.replace(KNOWN, model="unpriced", unpriced_forgiven=True)
+    assert sum_cost([unpriced, SECOND], dollar_per_million, "run") == Decimal("0.002213")
+    with pytest.raises(LookupError):
+        sum_cost([unpriced, unpriced], dollar_per_million, "run")
+    # Nothing at all costs nothing.
+    assert sum_cost([], dollar_per_million, "run") == 0

@@ -15,17 +15,17 @@ PACKAGE = Path(pytest_agenttrace.__file__).parent
 
 # Top first. A room imports only from floors below its own, never from one beside it.
 FLOORS = (
-    ("__init__", "plugin"),
+    ("__init__", "plugin", "cli"),
     ("scoped",),
     ("opening",),
     ("collect", "summary", "options"),
     ("testrun",),
     ("capture", "session", "rerecord"),
     ("diagnosis",),
-    ("store", "replay", "prices", "budget", "reconcile", "forest", "gemini_server"),
-    # Behind the store and behind replay.
+    ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
+    # Behind the store, behind replay, behind prices.
     ("store.reading", "store.obstacles", "replay.live"),
-    ("store.exporter", "store.redirect", "store.spans"),
+    ("store.exporter", "store.redirect", "store.spans", "prices.pinning", "prices.comparing"),
     (
         "store.database",
         "replay.recorder",
@@ -36,7 +36,7 @@ FLOORS = (
         "replay.log",
     ),
     ("replay.adopting", "replay.arranging", "replay.injecting"),
-    ("replay.recording", "replay.writing"),
+    ("replay.recording", "replay.writing", "prices.book", "prices.table"),
     ("replay.scrubbing",),
     ("replay.matching", "replay.upstream", "gemini_server.caches"),
     (
@@ -51,17 +51,17 @@ FLOORS = (
     ("gemini_server.replies",),
     ("replay.grpc_channels", "replay.langsmith", "replay.secret_forms", "replay.spending", "replay.delivery"),
     ("trace", "wire"),
-    ("execution",),
+    ("execution", "repricing", "prices.rates"),
     ("threads",),
     ("model_runs",),
     ("calls",),
     ("settings",),
-    ("usage", "tree", "environment", "ignoring", "network", "importing", "locking"),
+    ("usage", "tree", "environment", "ignoring", "network", "importing", "locking", "inifile"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Rooms behind a front are entered by it and from each other only; what a cassette is, the command line may read too.
-FRONTS = ("store", "replay", "gemini_server")
+FRONTS = ("store", "replay", "prices", "gemini_server")
 
 HEAVY = (
     *("mlflow", "vcr", "langchain", "langgraph", "google", "genai_prices", "pandas", "httpx", "aiohttp"),
@@ -74,6 +74,7 @@ IMPORTERS = {
     "langsmith": {"replay"},
     "vcr": {"replay"},
     "genai_prices": {"prices"},
+    "click": {"cli"},
     # The last two for types only.
     "pytest": {"plugin", "scoped", "opening", "collect", "summary", "options"},
     "_pytest": set[str](),

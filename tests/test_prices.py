@@ -7,10 +7,12 @@ from decimal import Context, Decimal, localcontext
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pytest_agenttrace.calls import ModelCall
 from pytest_agenttrace.prices import PriceNotFound, price_call, price_usage
-from pytest_agenttrace.usage import Usage, UsageUnknown
+from pytest_agenttrace.usage import Usage, UsageUnknown, exact_decimals
 from tests.handmade import FLASH, Run, call, tokens
 
 SUMMER_2025 = datetime(2025, 7, 1, tzinfo=UTC)
@@ -48,6 +50,25 @@ def seen(usage: Usage | None, *, model: str | None = FLASH, node: str | None = "
         ("gemini-2.5-pro", Usage(300_000, 1000, 301_000, 100_000), "0.54"),
         # long output alone is no long context: 100 x 1.25 + 300,000 x 10 = 125 + 3,000,000
         ("gemini-2.5-pro", tokens(100, 300_000), "3.000125"),
+        # 200,001 of which 50,000 cached, and (400 said + 600 thought) out, all at the rates of long contexts:
+        # 150,001 x 2.50 + 50,000 x 0.25 + 1,000 x 15 = 375,002.5 + 12,500 + 15,000
+        ("gemini-2.5-pro", Usage(200_001, 1000, 201_001, 50_000, thoughts_tokens=600), "0.4025025"),
+        # up to 200,000 of which 50,000 cached: 150,000 x 1.25 + 50,000 x 0.125 + 1,000 x 10 = 187,500 + 6,250 + 10,000
+        ("gemini-2.5-pro", Usage(200_000, 1000, 201_000, 50_000, thoughts_tokens=600), "0.20375"),
+        # a tool's prompt counts for the size: (199,990 + 11 of a tool) x 2.50 + 1 x 15 = 500,002.5 + 15
+        ("gemini-2.5-pro", Usage(200_001, 1, 200_002, tool_use_tokens=11), "0.5000175"),
+        # 1,000 x 0.10 + 100 x 0.40 = 100 + 40
+        ("gemini-2.5-flash-lite", tokens(1000, 100), "0.00014"),
+        # 700 x 0.10 + 300 cached x 0.01 + 100 x 0.40 = 70 + 3 + 40
+        ("gemini-2.5-flash-lite", Usage(1000, 100, 1100, 300), "0.000113"),
+        # up to 200,000: 1,000 x 2 + 500 x 12 = 2,000 + 6,000
+        ("gemini-3-pro-preview", tokens(1000, 500), "0.008"),
+        # above: 150,000 x 4 + 60,000 cached x 0.40 + 500 x 18 = 600,000 + 24,000 + 9,000
+        ("gemini-3-pro-preview", Usage(210_000, 500, 210_500, 60_000), "0.633"),
+        # 1,000 x 0.10 + 100 x 0.40 = 100 + 40
+        ("gemini-2.0-flash", tokens(1000, 100), "0.00014"),
+        # above 128,000 it doubles: 128,001 x 0.15 + 10 x 0.60 = 19,200.15 + 6
+        ("gemini-1.5-flash", tokens(128_001, 10), "0.01920615"),
         # 1,000 x 0.15
         ("gemini-embedding-001", tokens(1000, 0), "0.00015"),
     ],
@@ -90,12 +111,148 @@ def parts(**modalities: int) -> tuple[tuple[str, int], ...]:
         ),
         # nothing was cached, and said so: 500 x 0.30 + 500 x 1.00 + 100 x 2.50 = 150 + 500 + 250
         (FLASH, Usage(1000, 100, 1100, 0, input_modalities=parts(TEXT=500, AUDIO=500)), "0.0009"),
+        # flash-lite, half of it audio, cached in part: text 400 x 0.10 + 100 x 0.01, audio 450 x 0.30 + 50 x 0.03,
+        # 100 x 0.40: 40 + 1 + 135 + 1.5 + 40
+        (
+            "gemini-2.5-flash-lite",
+            Usage(
+                *(1000, 100, 1100, 150),
+                input_modalities=parts(TEXT=500, AUDIO=500),
+                cache_modalities=parts(TEXT=100, AUDIO=50),
+            ),
+            "0.0002175",
+        ),
+        # an embedding of text, a picture and the pages of a document: 100 x 0.20 + (258 + 516) x 0.45 = 20 + 348.3
+        (
+            "gemini-embedding-2",
+            Usage(874, 0, 874, input_modalities=parts(TEXT=100, IMAGE=258, DOCUMENT=516)),
+            "0.0003683",
+        ),
+        # of sound and film: 10 x 0.20 + 100 x 6.50 + 200 x 12 = 2 + 650 + 2,400
+        ("gemini-embedding-2", Usage(310, 0, 310, input_modalities=parts(TEXT=10, AUDIO=100, VIDEO=200)), "0.003052"),
+        # spoken: 100 x 0.75 + 50 of audio x 3 + 40 x 4.50 + 60 spoken x 12 = 75 + 150 + 180 + 720
+        (
+            "gemini-3.1-flash-live-preview",
+            Usage(150, 100, 250, input_modalities=parts(TEXT=100, AUDIO=50), output_modalities=parts(AUDIO=60)),
+            "0.001125",
+        ),
         # a drawn image is dearer than text: 1,000 x 0.30 + 1,290 x 30 + 10 x 2.50 = 300 + 38,700 + 25
         ("gemini-2.5-flash-image", Usage(1000, 1300, 2300, output_modalities=parts(TEXT=10, IMAGE=1290)), "0.039025"),
     ],
 )
 def test_audio_and_images_have_their_own_rates(model: str, usage: Usage, usd: str) -> None:
     assert price_usage(model, usage, SUMMER_2025) == Decimal(usd)
+
+
+LATE_2026 = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("model", "date", "searches", "usd"),
+    [
+        # up to Gemini 2.5 a grounded request costs 35 / 1,000, however many queries it took:
+        # 1,000 x 0.30 + 100 x 2.50 = 550, and 0.035
+        ("gemini-2.5-flash", SUMMER_2025, 0, "0.00055"),
+        ("gemini-2.5-flash", SUMMER_2025, 1, "0.03555"),
+        ("gemini-2.5-flash", SUMMER_2025, 3, "0.03555"),
+        # since Gemini 3 each query costs 14 / 1,000: 1,000 x 0.50 + 100 x 3 = 800, and 3 x 0.014
+        ("gemini-3-flash-preview", LATE_2026, 1, "0.0148"),
+        ("gemini-3-flash-preview", LATE_2026, 3, "0.0428"),
+        # before 2026-01-05 it was free
+        ("gemini-3-flash-preview", SUMMER_2025, 3, "0.0008"),
+        # the table knows no price of this model's searches: they are left out
+        ("gemini-1.5-flash", SUMMER_2025, 3, "0.000105"),
+    ],
+)
+def test_searches_cost_what_the_table_says(model: str, date: datetime, searches: int, usd: str) -> None:
+    assert price_usage(model, tokens(1000, 100), date, searches=searches) == Decimal(usd)
+    assert price_call(seen(tokens(1000, 100), model=model, recorded_at=date, searches=searches)) == Decimal(usd)
+
+
+@pytest.mark.parametrize(
+    ("model", "usage", "tier", "usd"),
+    [
+        # half of 1,000 x 0.30 + 100 x 2.50
+        ("gemini-2.5-flash", tokens(1000, 100), "batch", "0.000275"),
+        # cached input stays at its standard rate: 600 x 0.15 + 400 x 0.03 + 100 x 1.25 = 90 + 12 + 125
+        ("gemini-2.5-flash", Usage(1000, 100, 1100, 400), "batch", "0.000227"),
+        # audio at half: 1,000 x 0.50 + 100 x 1.25
+        ("gemini-2.5-flash", Usage(1000, 100, 1100, 0, input_modalities=parts(AUDIO=1000)), "batch", "0.000625"),
+        # above 200,000: 300,000 x 1.25 + 1,000 x 7.50 = 375,000 + 7,500
+        ("gemini-2.5-pro", tokens(300_000, 1000), "batch", "0.3825"),
+        # 1,000 x 0.25 + 100 x 4.50, and 1.8 times the standard 1,000 x 0.50 + 100 x 9
+        ("gemini-3.8-flash-tts", tokens(1000, 100), "flex", "0.0007"),
+        ("gemini-3.8-flash-tts", tokens(1000, 100), "priority", "0.00252"),
+        ("gemini-3.8-flash-tts", tokens(1000, 100), "standard", "0.0014"),
+        ("gemini-3.8-flash-tts", tokens(1000, 100), None, "0.0014"),
+    ],
+)
+def test_a_call_costs_what_its_service_tier_costs(model: str, usage: Usage, tier: str | None, usd: str) -> None:
+    assert price_call(seen(usage, model=model, recorded_at=LATE_2026, tier=tier)) == Decimal(usd)
+
+
+@pytest.mark.parametrize(
+    ("tier", "date", "said"),
+    [
+        ("priority", LATE_2026, " at service tier 'priority'"),
+        # the table knows batch prices from 2026-10-14 on
+        ("batch", SUMMER_2025, " at service tier 'batch'"),
+        ("provisioned", LATE_2026, " at service tier 'provisioned': it is billed by capacity"),
+        ("turbo", LATE_2026, " at service tier 'turbo'"),
+    ],
+)
+def test_a_service_tier_without_a_rate_is_not_the_standard_price(tier: str, date: datetime, said: str) -> None:
+    with pytest.raises(PriceNotFound) as caught:
+        price_call(seen(tokens(1000, 100), recorded_at=date, tier=tier))
+    assert str(caught.value) == (
+        f"write: no price is known for 'gemini-2.5-flash'{said}\n"
+        "  Give it one in a file that agenttrace_prices names, in USD per million tokens:\n"
+        "    format: 1\n"
+        "    models:\n"
+        "      gemini-2.5-flash:\n"
+        "        - input: USD\n"
+        "          output: USD\n"
+        f"          {tier}:\n"
+        "            input: USD\n"
+        "            output: USD"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "usage", "said"),
+    [
+        ("gemma-4-31b-it", tokens(10, 10), "no price is known for 'gemma-4-31b-it': the table lists it without rates"),
+        (
+            "gemini-embedding-001",
+            tokens(10, 10),
+            "no price is known for 'gemini-embedding-001': the table has no rate for its output",
+        ),
+    ],
+)
+def test_what_the_table_has_no_rate_for_is_not_free(model: str, usage: Usage, said: str) -> None:
+    with pytest.raises(PriceNotFound) as caught:
+        price_usage(model, usage, SUMMER_2025)
+    assert str(caught.value) == said
+
+
+COUNTS = st.integers(0, 100_000)
+
+
+@given(COUNTS, COUNTS, COUNTS, COUNTS, st.sampled_from(["gemini-2.5-pro", FLASH, "gemini-2.5-flash-lite"]))
+def test_prices_add_up_below_the_threshold(fresh: int, cached: int, said: int, thought: int, model: str) -> None:
+    """Every token is billed once: a call costs what its parts cost alone, to the last digit."""
+    whole = price_usage(model, Usage(fresh + cached, said + thought, None, cached), SUMMER_2025)
+    alone = [tokens(fresh, 0), Usage(cached, 0, cached, cached), tokens(0, said), tokens(0, thought)]
+    with exact_decimals():
+        assert whole == sum(price_usage(model, part, SUMMER_2025) for part in alone)
+
+
+@given(COUNTS, COUNTS)
+def test_a_long_context_is_dearer_as_a_whole(more: int, produced: int) -> None:
+    usage = tokens(200_001 + more, produced)
+    with exact_decimals():
+        dear = (Decimal("2.50") * (200_001 + more) + 15 * produced) / 1_000_000
+    assert price_usage("gemini-2.5-pro", usage, SUMMER_2025) == dear
 
 
 @pytest.mark.parametrize(
@@ -155,7 +312,7 @@ def test_the_model_that_answered_is_priced_where_it_has_a_price(
 def test_a_model_without_a_price_is_never_free(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(PriceNotFound) as caught:
         price_call(seen(tokens(1000, 100), **fields))
-    assert str(caught.value) == said
+    assert str(caught.value).splitlines()[0] == said
     assert isinstance(caught.value, LookupError)
 
 

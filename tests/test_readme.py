@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from pytest_agenttrace import GeminiServer, Reply
+from pytest_agenttrace import GeminiServer, ModelCall, Reply, Usage
+from pytest_agenttrace.prices import read_prices
 from tests import shown
 
 TEXT = shown.README.read_text(encoding="utf-8")
@@ -151,3 +153,10 @@ def test_without_pytest(tmp_path: Path, clean_environment: dict[str, str]) -> No
 @pytest.mark.parametrize("block", blocks("python"), ids=range(len(blocks("python"))))
 def test_code_blocks_are_python(block: str) -> None:
     compile(block, "README.md", "exec")
+
+
+def test_the_file_of_prices_is_one(tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text(blocks("yaml")[0])
+    price = read_prices(tmp_path / "prices.yaml")
+    # 1,000 x 0.30 + 100 x 2.50
+    assert price(ModelCall("gemini-2.5-flash", None, None, Usage(1000, 100, 1100))) == Decimal("0.00055")

@@ -435,3 +435,48 @@ def test_any_json_can_be_read_as_a_reply(value: Any, key: str) -> None:
         made = read_call(1, CALLER, ENDPOINT, 200, json.dumps(reply))
         assert isinstance(made.model_version, str | None)
         assert isinstance(made.finish_reason, str | None)
+
+
+# What else is billed
+
+
+@pytest.mark.parametrize(
+    ("queries", "counted"),
+    [
+        (None, 0),
+        ("solar sails", 0),
+        ([], 0),
+        (["solar sails"], 1),
+        # Gemini 3 lists empty queries too
+        (["", " ", "solar sails", 7], 1),
+        (["solar sails", "ikaros"], 2),
+        (["solar sails", "solar sails"], 1),
+    ],
+)
+def test_searches_are_distinct_queries(queries: object, counted: int) -> None:
+    chunk = {"candidates": [{"groundingMetadata": {"webSearchQueries": queries}}, {"groundingMetadata": None}]}
+    # A stream may repeat what it has said.
+    for reply in (json.dumps(chunk), sse(chunk, {"candidates": [{}]}, chunk)):
+        assert read_call(1, CALLER, ENDPOINT, 200, reply).searches == counted
+
+
+@pytest.mark.parametrize(
+    ("usage", "tier"),
+    [
+        ({}, None),
+        ({"serviceTier": "standard"}, "standard"),
+        ({"serviceTier": "priority"}, "priority"),
+        ({"serviceTier": "SERVICE_TIER_FLEX"}, "flex"),
+        ({"serviceTier": "unspecified"}, None),
+        ({"serviceTier": 7}, None),
+        ({"trafficType": "ON_DEMAND"}, "standard"),
+        ({"trafficType": "ON_DEMAND_PRIORITY"}, "priority"),
+        ({"trafficType": "ON_DEMAND_FLEX"}, "flex"),
+        ({"trafficType": "PROVISIONED_THROUGHPUT"}, "provisioned"),
+        ({"trafficType": "TRAFFIC_TYPE_UNSPECIFIED"}, None),
+        ({"trafficType": []}, None),
+    ],
+)
+def test_the_service_tier_that_a_reply_names(usage: dict[str, Any], tier: str | None) -> None:
+    reply = sse({"usageMetadata": {"promptTokenCount": 1, **usage}}, {"usageMetadata": {"promptTokenCount": 1}})
+    assert read_call(1, CALLER, ENDPOINT, 200, reply).tier == tier

@@ -39,7 +39,8 @@ class Purse:
         try:
             expected = max(self._expected(asked, model, asking, calls, price), spending.dearest(model))
         except LookupError as error:
-            raise TooDear(f"{error}: without a price the limit cannot be kept") from None
+            head, below, lines = str(error).partition("\n")
+            raise TooDear(f"{head}: without a price the limit cannot be kept{below}{lines}") from None
         if not spending.reserve(expected):
             said = f"limit ${spending.limit}, spent ${spending.spent()}, this call is expected to cost ${expected}"
             raise TooDear(said)
