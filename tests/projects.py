@@ -237,8 +237,9 @@ def environment(*, key: bool = False) -> dict[str, str]:
     """An environment in which pytest loads the plugins it is told to and no others."""
     keys = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
     kept = {name: value for name, value in os.environ.items() if name not in keys and not name.startswith("MLFLOW_")}
-    for name in ("CI", "BUILD_NUMBER"):
-        kept.pop(name, None)  # pytest cuts its summary lines, and its diffs, only where these are not set
+    # pytest cuts its summary lines, and its diffs, only where the first two are not set.
+    for name in ("CI", "BUILD_NUMBER", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        kept.pop(name, None)
     if key:
         kept["GOOGLE_API_KEY"] = "a-key-of-somebody-0123456789"
     kept["PYTHONPATH"] = str(ROOT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from typing import Any
 
 from langchain_core.messages import HumanMessage
@@ -141,7 +142,8 @@ async def a_span_that_is_still_open(kit: Kit) -> None:
 @shape(
     trajectory=["a", "b"],
     outline=[{"a": [f"{FLASH} [google_search]"]}, asks("b")],
-    nodes=spent(a=1, b=2),
+    # A grounded request costs $35 a thousand beside its tokens.
+    nodes=spent(b=2) | {"a": (11, Decimal("0.0000055") + Decimal("0.035"))},
     llm_calls=2,
 )
 async def googles_own_tools(kit: Kit) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,8 @@ RECORDINGS = Path(__file__).parents[2] / "shared" / "recordings"
 # google-genai subclasses aiohttp's session, which aiohttp discourages.
 GENAI_ON_AIOHTTP = "ignore:Inheritance class AiohttpClientSession:DeprecationWarning"
 MODEL = "/v1beta/models/gemini-2.5-flash"
+# google-genai 3 asks /v1 where 2 asked /v1beta.
+VERSION = re.compile(r"/v1\w*/")
 
 
 def chat(server: GeminiServer, **options: Any) -> ChatGoogleGenerativeAI:
@@ -78,7 +81,7 @@ def test_invoke() -> None:
     }
     assert message.response_metadata["finish_reason"] == "STOP"
     assert message.response_metadata["model_name"] == "gemini-2.5-flash-002"
-    assert path == "/v1beta/models/gemini-2.5-flash:generateContent"
+    assert VERSION.sub("/v1beta/", path) == "/v1beta/models/gemini-2.5-flash:generateContent"
     assert body["contents"] == [{"parts": [{"text": "Capital of France?"}], "role": "user"}]
     assert others == []
     assert server.unscripted == []
@@ -113,7 +116,8 @@ def test_stream() -> None:
         total += chunk
     assert total.usage_metadata is not None
     assert (total.usage_metadata["input_tokens"], total.usage_metadata["output_tokens"]) == (7, 3)
-    assert server.requests[0][0] == "/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse"
+    path = VERSION.sub("/v1beta/", server.requests[0][0])
+    assert path == "/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse"
 
 
 @pytest.mark.filterwarnings(GENAI_ON_AIOHTTP)

@@ -40,8 +40,8 @@ def test_article(agent_trace):
 """)
 def test_budget_overrun(told: Told) -> None:
     out = told.session.out
-    begin = out.index("research 3,534 tokens > 2,000")
-    assert re.split(r"\n(?:___|===)", out[begin:])[0] == (
+    begin = out.index("research 3,534 tokens > 2,000 (+1,534)\nrun ")
+    assert re.split(r"\n(?:___|===|-+ generated)", out[begin:])[0] == (
         "research 3,534 tokens > 2,000 (+1,534)\n"
         "run $0.0061565 > $0.005 (+$0.0011565)\n"
         "-------------------------------- Captured trace --------------------------------\n"

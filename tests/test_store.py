@@ -262,9 +262,9 @@ def test_spans_are_read_once_while_nothing_is_new(factory: StoreFactory, monkeyp
     reads: list[str] = []
     read = reading.read_traces
 
-    def count(client: Any, live: database.Database) -> Any:
+    def count(client: Any, live: database.Database, *seeded: Any) -> Any:
         reads.append(live.uri)
-        return read(client, live)
+        return read(client, live, *seeded)
 
     monkeypatch.setattr(store, "read_traces", count)
 
@@ -1655,7 +1655,7 @@ def test_the_names_we_set_directly_are_there() -> None:
     import mlflow.tracing.provider  # noqa: F401
 
     places = [place for place in vars(mlflow_state).values() if isinstance(place, mlflow_state.Global)]
-    assert len(places) == 12
+    assert len(places) == 13
     assert [place for place in places if not place.exists()] == []
     assert mlflow_state.direct()
     assert hasattr(mlflow_state.PROVIDER.read(), "get_or_init_tracer")
