@@ -280,6 +280,30 @@ def test_spans_are_read_once_while_nothing_is_new(factory: StoreFactory, monkeyp
         opened.keep()
 
 
+def test_spans_that_end_at_once_and_after_their_root_are_all_stored(factory: StoreFactory) -> None:
+    """Branches that a failure of one has cancelled: MLflow by itself loses some, and then shows nothing of the trace."""
+    import mlflow
+
+    with factory.open("late spans") as opened:
+        for run in range(12):
+            root = mlflow.start_span_no_context(f"root {run}")
+            branches = [mlflow.start_span_no_context(f"branch {n}", parent_span=root) for n in range(8)]
+            root.end()
+            together = threading.Barrier(len(branches))
+
+            def end(span: Any, together: threading.Barrier = together) -> None:
+                together.wait(20)
+                span.end()
+
+            threads = [threading.Thread(target=end, args=(span,)) for span in branches]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(20)
+            assert len(opened.spans()) == 9 * (run + 1)
+        assert opened.export_errors == ()
+
+
 def test_a_closed_store_that_was_never_read(factory: StoreFactory) -> None:
     with factory.open("tests/test_a.py::test_b") as opened:
         pass

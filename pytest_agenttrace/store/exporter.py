@@ -2,8 +2,8 @@
 for each trace, in the thread that ends it.
 
 MLflow exports either span by span, a transaction each, or by threads of its own that have to be waited
-for. Here the spans of a trace are gathered and handed over together when its root ends: as fast as the
-threads, and nothing is ever under way between two tests. A trace belongs to the test in which its root
+for. Here the spans of a trace are gathered and handed over together when the last of them ends: as fast as
+the threads, and nothing is ever under way between two tests. A trace belongs to the test in which its root
 started; what other tests' threads trace is dropped.
 """
 
@@ -48,6 +48,9 @@ class Session:
         self.traces: set[int] = set()
         self.open: set[int] = set()
         self.waiting: dict[int, list[ReadableSpan]] = {}
+        # Spans that have started and not come here yet, by trace: MLflow takes a trace out of its memory once all of
+        # its spans have ended, and loses one that comes later.
+        self.running: dict[int, set[int]] = {}
         self.errors: list[str] = []
         self.foreign: list[str] = []
         # Who started a trace that ought to be part of another, by the id of its root span.
@@ -95,7 +98,11 @@ class Exporter:
         """A span started, in its own thread. Whose root it is decides whose trace it is."""
         session = self._session
         context = span.get_span_context()
-        if session is None or context is None or (span.parent is not None and not span.parent.is_remote):
+        if session is None or context is None:
+            return
+        if span.parent is not None and not span.parent.is_remote:
+            if context.trace_id in session.traces:
+                session.running.setdefault(context.trace_id, set()).add(context.span_id)
             return
         if not self._threads.owns_current():
             session.foreign.append(threading.current_thread().name)
@@ -115,9 +122,11 @@ class Exporter:
                 continue
             with self._lock:
                 session.waiting.setdefault(trace_id, []).append(span)
+                running = session.running.get(trace_id, set())
+                running.discard(span.context.span_id)
                 if span.parent is None:
                     session.open.discard(trace_id)
-                if trace_id not in session.open:
+                if trace_id not in session.open and not running:
                     self._hand_over(session, trace_id)
 
     def _hand_over(self, session: Session, trace_id: int) -> None:
