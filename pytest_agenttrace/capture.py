@@ -350,7 +350,7 @@ def _read_prices(path: Path) -> Pricer:
 
 @contextmanager
 def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path, price: Pricer | None) -> Iterator[AgentTrace]:
-    from pytest_agenttrace.replay import Opening, open_cassette
+    from pytest_agenttrace.replay import CassetteMiss, Opening, open_cassette
     from pytest_agenttrace.store import StoreFactory
 
     undo = quiet_environment()
@@ -368,6 +368,8 @@ def _composed(cassette: Path, settings: Settings, mode: Mode, root: Path, price:
             try:
                 yield AgentTrace(store, tape, settings.tolerance, price)
             except BaseException as error:
+                if isinstance(error, CassetteMiss):
+                    error.add_note('to record it: capture(..., record=True), or record="missing" for it alone')
                 if tape.gate is not None:
                     error.add_note(f'replies were released by order="shuffle:{tape.gate.seed}"')
                 if not isinstance(error, AssertionError):

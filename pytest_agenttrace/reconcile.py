@@ -85,6 +85,8 @@ def _witnesses(trace: Trace, counts_cache: bool, obstacle: tuple[str, str] | Non
         if called.call is not None and called.call.injected is not None:
             continue
         if called.call is not None and span is None:
+            if not called.call.endpoint.chat:
+                continue  # LangChain tells no tracer of embeddings
             if called.namespace is None or _node_was_traced(called.call, spans.values()):
                 found.append(_uncounted(called.call, obstacle))
             else:

@@ -99,6 +99,10 @@ class Summary:
         if self._session.partial is not None:
             yield f"cassettes no test used: not known, {self._session.partial}"
             return
+        if self._session.folders:
+            only = ", ".join(_shown(folder, self._config.rootpath) for folder in self._session.folders)
+            yield f"cassettes no test used: not known, only {only} was run"
+            return
         root, used = self._config.rootpath, self._session.used()
         folder = root / str(self._config.getini("agenttrace_cassettes"))
         files = [path for path in sorted(folder.rglob("*.yaml")) if not path.name.endswith(".partial.yaml")]

@@ -629,7 +629,13 @@ def test_cassettes_no_test_used_are_listed(project: Path) -> None:
                 "  cassettes/test_renamed/test_old.yaml",
             ],
         )
-    for args, why in ((("-k", "two"), "tests were deselected"), (("test_kept.py",), "only test_kept.py was run")):
+    (project / "other").mkdir()
+    (project / "other" / "test_other.py").write_text("def test_other():\n    pass\n")
+    for args, why in (
+        (("-k", "two"), "tests were deselected"),
+        (("test_kept.py",), "only test_kept.py was run"),
+        (("other",), "only other was run"),
+    ):
         ran = run_pytest(project, "--agenttrace-unused", *args, env=environment())
         assert summary(ran) == f"cassettes no test used: not known, {why}"
     assert sorted(project.rglob("*.yaml")) == before

@@ -362,7 +362,7 @@ def test_recording_stops_before_the_call_that_would_pass_the_limit(path: Path, t
             "  POST gemini-2.5-flash:generateContent\n"
             "  limit $0.25, spent $0.2, this call is expected to cost $0.1\n"
             "  Raise the limit, and go on from what was recorded:\n"
-            "    pytest test_it.py --agenttrace-record-missing"
+            "    pytest test_it.py --agenttrace-record-missing --agenttrace-record-limit USD"
         )
         assert cassette.incomplete is not None
         assert not path.exists()

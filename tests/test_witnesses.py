@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 import httpx
 import pytest
 
-from pytest_agenttrace import AgentTrace, GeminiServer, Reply, capture
+from pytest_agenttrace import AgentTrace, CassetteMiss, GeminiServer, Reply, capture
 from pytest_agenttrace.capture import CaptureFailed, judge
 from pytest_agenttrace.replay import read_recordings
 from pytest_agenttrace.settings import Finding, Tolerance
@@ -302,3 +302,9 @@ def test_each_kind_alone(
     found = witnessed(act)
     assert {(f.kind, f.node) for f in found} == {(kind, node)}
     assert found[0].text.startswith(first)
+
+
+def test_a_miss_without_pytest_says_how_to_record(cassette: Path) -> None:
+    with pytest.raises(CassetteMiss) as caught, capture(cassette):
+        run(prompt="Write more")
+    assert caught.value.__notes__[-1] == 'to record it: capture(..., record=True), or record="missing" for it alone'

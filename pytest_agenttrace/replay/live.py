@@ -464,7 +464,8 @@ class GeminiCassette:
             return self._purse.set_apart(asked, asking, self._log.calls)
         except TooDear as error:
             said = [str(asked), str(error)]
-        miss = word_miss(asking, number, asked.endpoint, LIMIT, None, said, GO_ON, self._command("missing"))
+        command = f"{self._command('missing')} --agenttrace-record-limit USD"
+        miss = word_miss(asking, number, asked.endpoint, LIMIT, None, said, GO_ON, command)
         self._log.missed(miss)
         raise CassetteMiss(miss.text, asking.node, number)
 
