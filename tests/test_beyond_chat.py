@@ -17,7 +17,6 @@ from typing import Any, TypedDict
 import pytest
 
 from pytest_agenttrace import CassetteMiss, GeminiServer, UsageUnknown, capture
-from pytest_agenttrace.capture import CaptureFailed
 from pytest_agenttrace.replay import Opening, open_cassette
 from pytest_agenttrace.replay.cassette import Interaction, load_cassette
 from pytest_agenttrace.replay.credentials import TOKEN

@@ -22,7 +22,7 @@ _PEM = (
 )
 SHAPES: tuple[tuple[str, str], ...] = (
     # Behind a letter it may be a piece of an image.
-    ("AIza", r"(?:(?<![A-Za-z0-9+/])|(?<=\\[nrtbf])|(?<=\\u[0-9a-fA-F]{4})|(?<=%[0-9A-Fa-f]{2}))AIza[\w-]{30,}"),
+    ("AIza", r"(?:(?<![A-Za-z0-9+])|(?<=\\[nrtbf])|(?<=\\u[0-9a-fA-F]{4})|(?<=%[0-9A-Fa-f]{2}))AIza[\w-]{30,}"),
     ("ya29.", _START + r"ya29\.[\w.-]{8,}"),
     ("1//0", _START + r"1//0[\w-]{20,}"),
     ("GOCSPX-", _START + r"GOCSPX-[\w-]{20,}"),
