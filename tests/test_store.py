@@ -281,7 +281,7 @@ def test_spans_are_read_once_while_nothing_is_new(factory: StoreFactory, monkeyp
 
 
 def test_spans_that_end_at_once_and_after_their_root_are_all_stored(factory: StoreFactory) -> None:
-    """Branches that a failure of one has cancelled: MLflow by itself loses some, and shows nothing of the trace then."""
+    """Branches that a failure of one has cancelled: MLflow by itself loses some, and then shows no trace at all."""
     import mlflow
 
     with factory.open("late spans") as opened:
