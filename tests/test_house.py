@@ -25,7 +25,7 @@ FLOORS = (
     ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
     # Behind the store, behind replay, behind prices.
     ("store.reading", "store.obstacles", "replay.live"),
-    ("store.exporter", "store.redirect", "store.spans", "prices.pinning", "prices.comparing"),
+    ("store.exporter", "store.redirect", "store.spans", "replay.answering", "prices.pinning", "prices.comparing"),
     (
         "store.database",
         "replay.recorder",
