@@ -19,6 +19,7 @@ __all__ = [
     "ModelCall",
     "Pricer",
     "ToolCall",
+    "branch_of",
     "path_order",
     "sum_cost",
     "sum_duration",
@@ -53,6 +54,21 @@ def path_order(path: Any) -> tuple[Any, ...]:
     if isinstance(path, int):
         return (0, int(path))
     return (1, str(path))
+
+
+def branch_of(caller: Caller) -> str | None:
+    """The place of a branch that `Send` has started among those beside it, by LangGraph's path: `"2"`; None of any
+    other caller."""
+    if not caller.path or caller.path[0] != "__pregel_push":
+        return None
+    waiting, places = list(caller.path[1:]), list[str]()
+    while waiting:
+        element = waiting.pop(0)
+        if isinstance(element, tuple | list):
+            waiting = [*element, *waiting]
+        elif isinstance(element, int) and not isinstance(element, bool):
+            places.append(str(element))
+    return ".".join(places) or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,10 @@ def _models(given: tuple[str, ...]) -> str | dict[str, str] | None:
     pairs = [pair.partition("=") for pair in given]
     if any(not (old and equals and new) for old, equals, new in pairs):
         raise click.UsageError("--model: give one model for all, or OLD=NEW for each")
+    named = [old for old, _, _ in pairs]
+    if len(set(named)) < len(named):
+        twice = next(old for old in named if named.count(old) > 1)
+        raise click.UsageError(f"--model: {twice} is replaced twice")
     return {old: new for old, _, new in pairs}
 
 
@@ -160,7 +164,13 @@ def _as_text(found: Comparison) -> Iterator[str]:
         words, numbers = sized[:2], sized[2:]
         cells = [*(cell.ljust(width) for cell, width in words), *(cell.rjust(width) for cell, width in numbers)]
         yield "  ".join(cells).rstrip()
-    yield from found.unknown
+    hints: dict[str, None] = {}
+    for text in found.unknown:
+        said, _, hint = text.partition("\n")
+        yield said
+        hints |= dict.fromkeys([hint] if hint else [])
+    # The lines to add are the same for each node.
+    yield from hints
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -187,3 +197,7 @@ def _below(file: Path, root: Path) -> str:
 
 def _shown(path: Path) -> str:
     return _below(path, Path.cwd())
+
+
+if __name__ == "__main__":
+    main()

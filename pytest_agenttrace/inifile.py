@@ -6,7 +6,7 @@ import configparser
 import tomllib
 from pathlib import Path
 
-__all__ = ["ConfigurationError", "Project", "find_project"]
+__all__ = ["ConfigurationError", "Project", "find_project", "unquoted"]
 
 # In the order in which pytest looks, each with the tables that make it pytest's.
 _FILES = (
@@ -32,7 +32,13 @@ class Project:
 
     def get(self, key: str, default: str) -> str:
         """The value of an ini key, or the default where it is not there or empty."""
-        return self._keys.get(key, "").strip() or default
+        return unquoted(self._keys.get(key, "")) or default
+
+
+def unquoted(value: str) -> str:
+    """An ini key's value. In pytest.ini quotes are characters like any other; nobody means them."""
+    value = value.strip()
+    return value[1:-1].strip() if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
 
 
 def find_project(start: Path) -> Project:

@@ -6,6 +6,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_agenttrace.inifile import unquoted
+
 if TYPE_CHECKING:
     import pytest
 
@@ -130,7 +132,7 @@ def max_age_of(config: pytest.Config) -> int | None:
 
 def prices_of(config: pytest.Config) -> Prices | None:
     """The project's own file of prices; None where there is none. Raises `OptionError`."""
-    name = str(config.getini("agenttrace_prices")).strip()
+    name = unquoted(str(config.getini("agenttrace_prices")))
     if not name:
         return None
     from pytest_agenttrace.prices import PricesError, read_prices

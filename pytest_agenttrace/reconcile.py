@@ -77,7 +77,9 @@ def find(evidence: Evidence) -> list[Finding]:
 
 def _witnesses(trace: Trace, counts_cache: bool, obstacle: tuple[str, str] | None) -> list[Finding]:
     spans = {span.span_id: span for root in trace.roots for span in root.walk()}
-    found = _orphans([span for span in spans.values() if span.origin is not None and _beside_a_run(span, trace)])
+    found = _orphans(
+        [span for span in spans.values() if span.origin is not None and _beside_a_run(span, trace)], obstacle
+    )
     lost: dict[str | None, list[Call]] = {}
     for called in trace.llm_calls:
         span = spans.get(called.span_id) if called.span_id is not None else None
@@ -109,14 +111,17 @@ def _beside_a_run(span: Span, trace: Trace) -> bool:
     return any(own.start_ns <= span.start_ns <= (own.end_ns or span.start_ns) for own in spans)
 
 
-def _orphans(roots: Sequence[Span]) -> list[Finding]:
+def _orphans(roots: Sequence[Span], obstacle: tuple[str, str] | None) -> list[Finding]:
     """One finding for each node and way: what a node starts in a bare thread, it mostly starts often."""
     groups: dict[tuple[str | None, bool], list[Span]] = {}
     for span in roots:
         if span.origin is not None:
             groups.setdefault((span.origin.caller.node, span.origin.thread is not None), []).append(span)
+    stopped = None if obstacle is None else "\n  ".join(obstacle)
     return [
-        Finding("orphans", node, f"{_node(node)}: {_outside(spans)}\n  {_THREAD if in_thread else _CONTEXT}")
+        Finding(
+            "orphans", node, f"{_node(node)}: {_outside(spans)}\n  {stopped or (_THREAD if in_thread else _CONTEXT)}"
+        )
         for (node, in_thread), spans in groups.items()
     ]
 
@@ -143,7 +148,10 @@ def _node(node: str | None) -> str:
 
 
 def _uncounted(call: Call, obstacle: tuple[str, str] | None) -> Finding:
-    why = _UNSEEN if obstacle is None else f"  {obstacle[0]}\n  {obstacle[1]}"
+    unseen = _UNSEEN
+    if call.endpoint.streaming:
+        unseen += f"\n  MLflow sees no streams of raw google-genai. {_forgive(call.node, 'uncounted')}"
+    why = unseen if obstacle is None else f"  {obstacle[0]}\n  {obstacle[1]}"
     tokens = "tokens unknown" if call.usage is None else _said(call.usage)
     return Finding(
         "uncounted",

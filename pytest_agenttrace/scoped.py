@@ -65,6 +65,9 @@ class _Held:
 
     place: _Place
     run: Run
+    # The setting up of its fixture, and how many runs that has made so far.
+    setup: object = None
+    count: int = 1
     about: dict[pytest.Item, tuple[str, ...]] = field(default_factory=dict)
 
     def serves(self, item: pytest.Item) -> bool:
@@ -116,7 +119,10 @@ class Runs:
 
     def begin(self, place: _Place, run: Run) -> None:
         # A parameter's run takes the place of the one before, as its value does.
-        self._held[place.fixture.partition("[")[0], place.node.nodeid, place.base] = _Held(place, run)
+        key, setup = (place.fixture.partition("[")[0], place.node.nodeid, place.base), self._fixtures[-1]
+        before = self._held.get(key)
+        count = before.count + 1 if before is not None and before.setup is setup else 1
+        self._held[key] = _Held(place, run, setup, count)
 
     def end(self, place: _Place, run: Run) -> None:
         run.over = True
@@ -139,8 +145,10 @@ class Runs:
         from pytest_agenttrace.budget import overruns
 
         runs = self.of(item)
-        if len(runs) != 1:
-            held = ", ".join(run.place.fixture for run in runs)
+        if len(runs) != 1 or runs[0].count > 1:
+            held = ", ".join(
+                run.place.fixture if run.count == 1 else f"{run.place.fixture}: {run.count} runs" for run in runs
+            )
             return f"budget: {f'which of its runs is meant? ({held})' if runs else 'no run: its fixtures held none'}"
         trace = runs[0].run.trace
         if trace is None:

@@ -23,6 +23,8 @@ from pytest_agenttrace.model_runs import MODEL_RUNS, caller_from
 
 __all__ = ["THREADS", "Threads", "caller", "caller_in_context", "caller_of_thread"]
 
+# Of servers of ours, which run as long as their tests.
+_OURS = "gemini-server"
 _POOLS = ("ThreadPoolExecutor-", "asyncio_", "Mlflow", "MLflow", "OtelBatch")
 
 
@@ -137,7 +139,7 @@ class Threads:
     def running(self) -> list[str]:
         """Names of the threads of this test that are alive; workers of pools only where they have something in hand."""
         own = [thread for thread in threading.enumerate() if thread not in self._before]
-        mine = [thread for thread in own if thread is not threading.current_thread()]
+        mine = [t for t in own if t is not threading.current_thread() and not t.name.startswith(_OURS)]
         return [thread.name for thread in mine if not _is_shared(thread) or self.busy]
 
     @property

@@ -263,3 +263,20 @@ def test_a_configuration_that_cannot_be_read(
     monkeypatch.chdir(tmp_path)
     code, out = ran("prices", "lock")
     assert (code, out.splitlines()[-1]) == (2, f"Error: {caught.value}")
+
+
+def test_a_model_is_replaced_once_and_by_one_that_has_a_price(folder: Path) -> None:
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    code, said = ran("prices", "compare", "--model", "gemini-2.5-flash=a", "--model", "gemini-2.5-flash=b")
+    assert (code, said.splitlines()[-1]) == (2, "Error: --model: gemini-2.5-flash is replaced twice")
+    code, said = ran("prices", "compare", "--model", "gemini-99")
+    assert code == 0
+    # A line for each node, the lines to add once.
+    assert said.count("no price is known for 'gemini-99'") == 2
+    assert said.count("gemini-99:\n") == 1
+
+
+def test_it_runs_as_a_module(folder: Path) -> None:
+    command = [sys.executable, "-m", "pytest_agenttrace.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == f"agenttrace, version {version('pytest-agenttrace')}\n"

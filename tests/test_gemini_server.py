@@ -407,6 +407,8 @@ def test_replies_that_cannot_be_meant(options: dict[str, Any], message: str) -> 
 
 
 def test_more_that_cannot_be_meant() -> None:
+    with pytest.raises(TypeError, match=r"^Reply: candidates are Replies, not \['a', 'b'\]$"):
+        Reply(candidates=["a", "b"])  # type: ignore[list-item]  # what a user may write
     with pytest.raises(ValueError, match=r"^Reply: json holds what JSON cannot: Object of type set is not JSON"):
         Reply(json={1, 2})
     with pytest.raises(ValueError, match=r"^Reply: a candidate has no candidates and no block_reason of its own$"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -172,8 +173,17 @@ def test_what_the_file_leaves_open_is_not_asked_of_the_table(path: Path, made: M
     assert str(caught.value).splitlines()[0] == said
 
 
-def test_a_file_without_models_and_an_empty_one(path: Path) -> None:
-    for text in ("", "# nothing yet\n", "format: 1\n", "format: 1\nmodels:\n"):
+def test_an_empty_file_pins_nothing_and_says_so(path: Path) -> None:
+    for text in ("", "# nothing yet\n"):
+        with pytest.raises(PricesError, match=r": the file is empty\. Write it with: agenttrace prices lock$"):
+            written(path, text)
+    os.mkfifo(path.with_name("pipe"))
+    with pytest.raises(PricesError, match=r"pipe: is no regular file\. Name another one\.$"):
+        read_prices(path.with_name("pipe"))
+
+
+def test_a_file_without_models(path: Path) -> None:
+    for text in ("format: 1\n", "format: 1\nmodels:\n"):
         assert written(path, text)(asked()) == Decimal("0.00055")
 
 

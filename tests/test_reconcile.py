@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pytest_agenttrace.calls import Caller
+from pytest_agenttrace.calls import Caller, Endpoint
 from pytest_agenttrace.execution import Origin
 from pytest_agenttrace.reconcile import Evidence, Finding, find
 from pytest_agenttrace.trace import Trace
 from pytest_agenttrace.usage import TraceTotal, Usage
-from tests.handmade import Run, built, call, tokens
+from tests.handmade import FLASH, Run, built, call, tokens
 
 ONE, TWO = tokens(1000, 200), tokens(20, 7)
 
@@ -354,6 +355,25 @@ def test_a_trace_that_a_node_starts_is_its_own_and_a_finding() -> None:
     ]
     assert find(Evidence(trace, ended=False)) == []
     assert kinds(Evidence(trace, misses=[MISS])) == ["missing"]
+
+
+def test_where_langchain_is_not_traced_that_is_the_way_out() -> None:
+    run = Run()
+    run.model(None, ONE, origin=Origin(Caller("write", 1, "write:1")))
+    trace = built(run, calls=[])
+    [found, _] = find(Evidence(trace, obstacle=("autolog=['gemini'] leaves LangChain out", "Add it.")))
+    assert found.kind == "orphans"
+    assert found.text.endswith("\n  autolog=['gemini'] leaves LangChain out\n  Add it.")
+
+
+def test_a_raw_stream_is_told_as_one_that_mlflow_never_sees() -> None:
+    streamed = dataclasses.replace(
+        call(1, None, ONE), endpoint=Endpoint("streamGenerateContent", FLASH, True, True, False)
+    )
+    [found] = find(Evidence(built(Run(), calls=[streamed])))
+    assert found.text.splitlines()[-1] == (
+        '  MLflow sees no streams of raw google-genai. If it is known: @pytest.mark.agent_trace(allow=["uncounted"])'
+    )
 
 
 def test_many_of_them_are_one_finding() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import operator
 import random
@@ -18,7 +19,8 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 
-from pytest_agenttrace import GeminiServer, Reply
+from pytest_agenttrace import ErrorReply, GeminiServer, Reply, capture
+from pytest_agenttrace.gemini_server import ScriptedRequest
 from pytest_agenttrace.replay import GeminiCassette, Opening, open_cassette
 from pytest_agenttrace.replay.cassette import Interaction
 from pytest_agenttrace.replay.clients import clients_kept
@@ -225,13 +227,13 @@ def test_equal_requests_are_numbered_in_the_order_of_their_replies(
 ) -> None:
     import httpx
 
-    from pytest_agenttrace.replay.matching import Recorded, Recordings, Request
+    from pytest_agenttrace.replay.matching import Recorded, Recordings
 
     taken = threading.Semaphore(0)
     take = Recordings.take
 
-    def slow(self: Recordings, asked: Request) -> Recorded | None:
-        entry = take(self, asked)
+    def slow(self: Recordings, *asked: Any) -> Recorded | None:
+        entry = take(self, *asked)
         if entry is not None and entry.number == 1:
             # The second has its reply and its number by now, if anything lets it.
             taken.acquire(timeout=0.2)
@@ -381,3 +383,49 @@ def test_vcrpy_still_has_what_keeps_the_clients_in_place() -> None:
     assert stubs.HTTPSConnection is http.client.HTTPSConnection
     with clients_kept(object(), object()):  # another vcrpy: left to itself
         assert http.client.HTTPSConnection is stubs.HTTPSConnection
+
+
+class Shared(TypedDict, total=False):
+    said: Annotated[list[str], operator.add]
+
+
+def the_same_thrice(url: str | None) -> Any:
+    """Three nodes side by side and three branches of one node, all of which ask the same."""
+    from langchain_google_genai import ChatGoogleGenerativeAI
+    from langgraph.graph import START, StateGraph
+    from langgraph.types import Send
+
+    model = ChatGoogleGenerativeAI(model="gemini-2.5-flash", api_key="none", base_url=url, max_retries=2)
+    graph = StateGraph(Shared)
+    for name in ("a", "b", "c", "branch"):
+        graph.add_node(name, lambda state: {"said": [str(model.invoke("Roll the dice").text)]})
+    for name in ("a", "b", "c"):
+        graph.add_edge(START, name)
+    graph.add_conditional_edges("a", lambda state: [Send("branch", {}) for _ in range(3)], ["branch"])
+    return graph.compile()
+
+
+@pytest.mark.parametrize("ask", ["invoke", "ainvoke"])
+def test_equal_requests_of_nodes_and_branches_get_their_own_replies(tmp_path: Path, ask: str) -> None:
+    def run(url: str | None) -> None:
+        graph = the_same_thrice(url)
+        asyncio.run(graph.ainvoke({})) if ask == "ainvoke" else graph.invoke({})
+
+    count = itertools.count()
+
+    def roll(request: ScriptedRequest) -> Reply | ErrorReply:
+        # The first call of all is tried again.
+        number = next(count)
+        tokens = {"promptTokenCount": 1, "candidatesTokenCount": 2**number}
+        return Reply(f"{number}", usage=tokens) if number else ErrorReply(503, "busy")
+
+    path = tmp_path / "x.yaml"
+    with GeminiServer(roll) as server, capture(path, record=True) as trace:
+        run(server.url)
+        recorded = [(e.node, e.outputs, int(e.tokens)) for e in trace.executions]
+    assert len({tokens for _, _, tokens in recorded}) == 6
+    assert path.read_text().count("branch: ") == 3
+    for seed in range(8):
+        with capture(path, order=f"shuffle:{seed}") as trace:
+            run(None)
+            assert [(e.node, e.outputs, int(e.tokens)) for e in trace.executions] == recorded

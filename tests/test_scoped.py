@@ -99,6 +99,19 @@ def test_two_runs(article, of_a_class):
     pass
 
 
+@pytest.fixture(scope="class")
+def twice(agent_run):
+    for _ in "12":
+        with agent_run("app.yaml", allow=["unused"]) as trace:
+            app.invoke(SAILS)
+    return trace
+
+
+@pytest.mark.budget(tokens=10)
+def test_two_blocks(twice):
+    pass
+
+
 @pytest.mark.budget(tokens=10)
 def test_no_run(agent_run):
     pass
@@ -122,6 +135,7 @@ def test_a_run_of_a_module_and_of_a_class(told: Told) -> None:
         "TestFirst::test_b": "passed",
         "TestSecond::test_c": "passed",
         "test_two_runs": "failed",
+        "test_two_blocks": "failed",
         "test_no_run": "failed",
         "test_in_a_test": "failed",
     }
@@ -135,6 +149,7 @@ def test_a_run_of_a_module_and_of_a_class(told: Told) -> None:
     assert told.section("test_a_budget_of_its_own_run", "Captured trace") == marked("article_writer")
     assert told.section("test_a_budget_of_its_own_run", "Captured trace of article") == ARTICLE
     assert told.text("test_two_runs") == "budget: which of its runs is meant? (article, of_a_class)"
+    assert told.text("test_two_blocks") == "budget: which of its runs is meant? (twice: 2 runs)"
     assert told.text("test_no_run") == "budget: no run: its fixtures held none"
     assert told.text("test_in_a_test") == (
         "agent_run is for fixtures of a class, a module or a session: a test takes agent_trace"

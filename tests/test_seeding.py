@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +79,36 @@ def test_each_function_seeds_a_template_of_its_own(factory: StoreFactory) -> Non
         with factory.open(function.__name__, seed=function):
             found = {experiment.name for experiment in mlflow.search_experiments()}
             assert found == {"Default", "mlflow_seed", "pytest-agenttrace", function.__name__}
+
+
+def test_what_is_no_seed_is_told(factory: StoreFactory) -> None:
+    def generated() -> Iterator[None]:
+        yield
+
+    async def later() -> None:
+        pass
+
+    out = "\n  Return a function that writes: def seed(): mlflow.genai.register_prompt(...)"
+    for given, wrong in (
+        ([1], "mlflow_seed is a list, no function"),
+        (generated, "mlflow_seed is a generator function, which would not run"),
+        (later, "mlflow_seed is an async function, which would not run"),
+    ):
+        seed: Any = given
+        with pytest.raises(StoreError) as caught, factory.open("test", seed=seed):
+            pass
+        assert str(caught.value) == wrong + out
+
+
+def test_a_seed_speaks_to_loopback_only(factory: StoreFactory) -> None:
+    import socket
+
+    def dials() -> None:
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+
+    with pytest.raises(StoreError) as caught, factory.open("test", seed=dials):
+        pass
+    assert "connection to 192.0.2.1:80 (connect) refused: a seed speaks to loopback only" in str(caught.value)
 
 
 def test_no_prompt_of_one_test_is_given_to_the_next(factory: StoreFactory) -> None:

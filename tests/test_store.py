@@ -425,7 +425,10 @@ def test_the_kept_copy_holds_this_tests_traces(factory: StoreFactory, tmp_path: 
 def test_two_stores_at_once_are_refused(factory: StoreFactory) -> None:
     with factory.open("one"), pytest.raises(StoreError) as caught, factory.open("two"):
         pass
-    assert str(caught.value) == "two: the temporary MLflow store is already open for one"
+    assert str(caught.value) == (
+        "two: the temporary MLflow store is already open for one\n"
+        "  Where that is a run of agent_run: end its block before its fixture returns or yields."
+    )
 
 
 def test_a_store_in_a_store_of_another_factory(factory: StoreFactory, tmp_path: Path, cache: Path) -> None:

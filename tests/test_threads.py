@@ -236,3 +236,13 @@ def test_a_models_run_knows_its_node_where_the_context_does_not() -> None:
     write = Caller("write", 2, "write:1", ("__pregel_pull", "write"))
     assert asked_for(place | {"langgraph_path": ["__pregel_pull", "write"]}) == ([write, Caller()], Caller())
     assert asked_for({}) == ([Caller(), Caller()], Caller())
+
+
+def test_a_server_of_ours_is_no_thread_that_a_test_waits_for() -> None:
+    stop = threading.Event()
+    with THREADS.following():
+        for name in ("gemini-server", "theirs"):
+            threading.Thread(target=stop.wait, args=(20,), name=name, daemon=True).start()
+        found = THREADS.running
+        stop.set()
+    assert found == ["theirs"]

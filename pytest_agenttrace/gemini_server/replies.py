@@ -79,6 +79,8 @@ class Reply:
             _check_name("block_reason", self.block_reason, _BLOCK_REASONS)
             if self._answers or self.candidates:
                 raise ValueError("Reply: a blocked prompt has no answer: leave out all but block_reason and usage")
+        if not all(isinstance(candidate, Reply) for candidate in self.candidates):
+            raise TypeError(f"Reply: candidates are Replies, not {self.candidates!r}")
         if self.candidates and self._answers:
             raise ValueError("Reply: candidates stand for themselves: leave out all but candidates and usage")
         if any(candidate.candidates or candidate.block_reason for candidate in self.candidates):

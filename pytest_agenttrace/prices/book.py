@@ -51,7 +51,7 @@ def read_book(path: Path) -> Book:
     """The prices of a file. Raises `PricesError`, one line with the place and the way out, for whatever is wrong."""
     root = composed(path)
     if root is None:
-        return Book(path)
+        _fail(path, None, "the file is empty", "Write it with: agenttrace prices lock")
     top = _Node(path, root, "")
     keys = top.keys(_KEYS)
     if "format" not in keys:
@@ -70,6 +70,8 @@ def composed(path: Path) -> Any:
     """The file's YAML as nodes, which know their lines; None for an empty file."""
     import yaml
 
+    if path.exists() and not path.is_file() and not path.is_dir():
+        _fail(path, None, "is no regular file", "Name another one.")
     try:
         return yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     except FileNotFoundError:

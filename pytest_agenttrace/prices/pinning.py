@@ -42,7 +42,8 @@ class Locked:
 def lock(path: Path, used: Iterable[Used]) -> Locked:
     """Write every price in force for these calls that the file does not have. Entries by hand go before the table's.
     Raises `PricesError` for a file that cannot be read, or not be added to."""
-    book = read_book(path) if path.exists() else Book(path)
+    # An empty file is one to be written.
+    book = read_book(path) if path.exists() and composed(path) is not None else Book(path)
     wanted: dict[str, dict[date | None, Entry]] = {}
     unpriced: dict[str, None] = {}
     for call in sorted(set(used), key=lambda call: (call.day, call.names)):

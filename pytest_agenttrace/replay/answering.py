@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
-from pytest_agenttrace.calls import Caller, Endpoint, ModelCall
+from pytest_agenttrace.calls import Caller, Endpoint, ModelCall, branch_of
 from pytest_agenttrace.ignoring import NOTHING_IGNORED, Ignore
 from pytest_agenttrace.network import Refusal, allowed
 from pytest_agenttrace.replay.adopting import Adopter
@@ -164,7 +164,7 @@ class Answering:
                 asked, at = self._asked(request), time.perf_counter()
                 fault = self._faults.claim(caller(), endpoint)
                 stands = fault is not None and fault.stands
-                entry = self._recordings.take(asked) if not stands else None
+                entry = self._recordings.take(asked, caller()) if not stands else None
                 number = self._log.next() if endpoint is not None else self._log.count
                 expected = self._afford(asked, entry, number) if not stands else None
                 self._started[request] = _Begun(number, at, asked, entry, expected, fault)
@@ -228,7 +228,7 @@ class Answering:
         self, fault: Fault, asked: Request, endpoint: Endpoint, number: int, asking: Caller
     ) -> dict[str, Any]:
         """What a request is answered by a fault that stands for its reply, which goes on waiting."""
-        spared = self._recordings.peek(asked)
+        spared = self._recordings.peek(asked, asking)
         if spared is not None:
             self._spared.add(spared.number)
         reply, call = stand_in(fault, number, asking, endpoint, spared)
@@ -263,8 +263,8 @@ class Answering:
 
     def _take(self, asked: Request, asking: Caller) -> Recorded | None:
         if self.mode == "adopt" and asked.endpoint is not None:
-            return self._recordings.adopt(asked, asking.node)
-        return self._recordings.take(asked)
+            return self._recordings.adopt(asked, asking)
+        return self._recordings.take(asked, asking)
 
     def _number(self, asked: Request, entry: Recorded | None) -> int:
         return self._log.next() if entry is None or asked.endpoint is not None else 0
@@ -309,6 +309,7 @@ class Answering:
         interaction = dataclasses.replace(
             self._read(*filtered, duration if endpoint is not None else None),
             node=asking.node,
+            branch=branch_of(asking),
             teardown=self.after_body,
         )
         if endpoint is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -16,7 +16,7 @@ from pytest_agenttrace.replay.cassette import Interaction
 from pytest_agenttrace.replay.matching import plain_reply, read_request
 from pytest_agenttrace.wire import canonical_body
 
-__all__ = ["Kept", "Places", "in_order", "kept_as_before", "key_of", "without"]
+__all__ = ["Kept", "Places", "in_order", "kept_as_before", "key_of", "told_apart", "without"]
 
 # Where LangGraph ran an execution, by its namespace: step and path.
 Places = Mapping[str, tuple[int | None, tuple[Any, ...]]]
@@ -86,6 +86,17 @@ def _branch_order(branch: Sequence[Kept], places: Places) -> tuple[object, ...]:
     if place is None:
         return (True, name, (), key_of(first.interaction), first.number)
     return (True, name, path_order(place[1]), (), first.number)
+
+
+def told_apart(found: Sequence[Interaction]) -> list[Interaction]:
+    """Branches are named only where several of one node have asked the same: else the request tells whose it is."""
+    asked = Counter((key_of(interaction), interaction.node) for interaction in found)
+    return [
+        interaction
+        if interaction.branch is None or asked[key_of(interaction), interaction.node] > 1
+        else replace(interaction, branch=None)
+        for interaction in found
+    ]
 
 
 def kept_as_before(new: Sequence[Interaction], before: Iterable[Interaction]) -> list[Interaction]:

@@ -2,7 +2,7 @@
 
 A cassette is YAML in vcrpy's form (`version: 1`, `interactions`) with a top-level mapping `agenttrace` beside it:
 `format`, `recorded` (UTC), `models`, `packages`, `origin`. An interaction may carry
-`agenttrace: {node, recorded, duration, teardown}`. Knows nothing of vcrpy itself, of Gemini or of pytest.
+`agenttrace: {node, branch, recorded, duration, teardown}`. Knows nothing of vcrpy itself, of Gemini or of pytest.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Interaction:
     """One recorded exchange. `body` and `reply` are as stored, still compressed where the file has them so.
 
     `recorded` is when, in UTC, to the second; `duration` how long it took, in seconds; `node` the one that asked;
-    `teardown` says that a fixture did, after the test's body had ended.
+    `branch` is its place among branches beside it, where several asked the same; `teardown` says that a fixture did,
+    after the test's body had ended.
     """
 
     method: str
@@ -62,6 +63,7 @@ class Interaction:
     reply_headers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     duration: float | None = None
     node: str | None = None
+    branch: str | None = None
     teardown: bool = False
     recorded: datetime | None = None
 
@@ -175,6 +177,7 @@ def _interaction(found: Checked) -> Interaction:
         recorded=when or reply_time(reply_headers),
         duration=_seconds(extra.mapping().get("duration")) if extra is not None else None,
         node=node.text() if extra is not None and (node := extra.get("node")) is not None else None,
+        branch=branch.text() if extra is not None and (branch := extra.get("branch")) is not None else None,
         teardown=extra is not None and (flag := extra.get("teardown")) is not None and flag.value is True,
     )
 

@@ -15,11 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from pytest_agenttrace.calls import Endpoint
+from pytest_agenttrace.calls import Caller, Endpoint, branch_of
 from pytest_agenttrace.ignoring import NOTHING_IGNORED, VOLATILE, Ignore, is_path
 from pytest_agenttrace.replay.cassette import (
     CassetteError,
@@ -46,6 +47,9 @@ _PROJECT = re.compile(r"^/projects/[^/]+/locations/[^/]+(?=/)")
 _VERSION = re.compile(r"^(/upload)?/v\d\w*(?=/)")
 # A reply that still waits is the likelier one among requests that are alike.
 _WAITING_BONUS = 0.2
+# So many replies to equal requests are looked through for whoever asks.
+_COMPARED = 256
+NOBODY = Caller()
 # So many of the nearest are looked at without dates and ids.
 _LIKELY = 10
 _NAMED = {"date": "a date", "uuid": "an id"}
@@ -233,23 +237,45 @@ class Recordings:
     def _key(self, request: Request) -> tuple[str, str, str, bytes]:
         return request.key(self._match, self._ignore)
 
-    def take(self, asked: Request) -> Recorded | None:
-        """The next reply to a request; equal requests get theirs in recorded order."""
+    def take(self, asked: Request, asking: Caller = NOBODY) -> Recorded | None:
+        """The next reply to a request. Equal requests get theirs in recorded order, and those of several nodes or
+        branches each the one that was recorded for it."""
         key = self._key(asked)
         with self._lock:
             queue = self._waiting.get(key)
-            return queue.popleft() if queue else None
+            if not queue:
+                return None
+            index = self._next_of(queue, asking)
+            found = queue[index]
+            del queue[index]
+            return found
 
-    def adopt(self, asked: Request, node: str | None) -> Recorded | None:
+    def _next_of(self, queue: deque[Recorded], asking: Caller) -> int:
+        """The place of the next reply for whoever asks: the first that was recorded for this branch of this node, else
+        for this node, else for nobody in particular."""
+        if self._match == "order":
+            return 0
+        branch, best = branch_of(asking), (4, 0)
+        for index, entry in enumerate(islice(queue, _COMPARED)):
+            if entry.node == asking.node:
+                rank = 0 if entry.interaction.branch in (branch, None) else 1
+            else:
+                rank = 2 if entry.node is None else 3
+            if rank == 0:
+                return index
+            best = min(best, (rank, index))
+        return best[1]
+
+    def adopt(self, asked: Request, asking: Caller) -> Recorded | None:
         """The reply that was recorded for a request of this node whose body was another: of several that wait
         (branches of a fan-out) the one whose request is most like it."""
-        if (exact := self.take(asked)) is not None:
+        if (exact := self.take(asked, asking)) is not None:
             return exact
         with self._lock:
             pool = [
                 entry
                 for entry in self._waiting_entries()
-                if entry.request.key("order") == asked.key("order") and entry.node in (node, None)
+                if entry.request.key("order") == asked.key("order") and entry.node in (asking.node, None)
             ]
             if not pool:
                 return None
@@ -257,12 +283,12 @@ class Recordings:
             self._waiting[self._key(chosen.request)].remove(chosen)
             return chosen
 
-    def peek(self, asked: Request) -> Recorded | None:
+    def peek(self, asked: Request, asking: Caller = NOBODY) -> Recorded | None:
         """The reply that `take` would give; it goes on waiting."""
         key = self._key(asked)
         with self._lock:
             queue = self._waiting.get(key)
-            return queue[0] if queue else None
+            return queue[self._next_of(queue, asking)] if queue else None
 
     def holds(self, asked: Request) -> bool:
         return self.peek(asked) is not None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_agenttrace.locking import LockTimeout, locked
-from pytest_agenttrace.replay.arranging import Kept, Places, in_order, kept_as_before, key_of, without
+from pytest_agenttrace.replay.arranging import Kept, Places, in_order, kept_as_before, key_of, told_apart, without
 from pytest_agenttrace.replay.cassette import (
     CassetteError,
     CassetteFile,
@@ -131,7 +131,7 @@ class Recorder:
         with _alone_with(self._path):
             before = _load(self._path)
             old = before.interactions if before is not None else ()
-            mine = kept_as_before(in_order(kept, places), old)
+            mine = kept_as_before(told_apart(in_order(kept, places)), old)
             everything = mine if self._shares is None else _with_others(self._path, self._shares, mine, old)
             if everything != list(old):
                 save_cassette(self._path, everything, self._meta(everything))

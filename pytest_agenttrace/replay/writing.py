@@ -124,6 +124,8 @@ def _facts(interaction: Interaction) -> _Line:
     facts = _Line()
     if interaction.node is not None:
         facts["node"] = interaction.node
+    if interaction.branch is not None:
+        facts["branch"] = interaction.branch
     recorded = interaction.recorded or reply_time(interaction.reply_headers)
     if recorded is not None:
         facts["recorded"] = recorded.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 from pytest_agenttrace.environment import sweep_key
 from pytest_agenttrace.execution import Span
 from pytest_agenttrace.importing import after_import
+from pytest_agenttrace.network import allowed, guarded
 from pytest_agenttrace.store.database import EXPERIMENT, Database, StoreError, cache_directory, without_durability
 from pytest_agenttrace.store.exporter import Exporter, Session
 from pytest_agenttrace.store.mlflow_state import CLIENT, Autolog, direct, genuine, muted, set_aside, sweep
 from pytest_agenttrace.store.obstacles import Obstacle, find_obstacle
 from pytest_agenttrace.store.reading import read_open, read_stored, read_traces
 from pytest_agenttrace.store.redirect import Redirect, mask, put_in_force
-from pytest_agenttrace.store.seeding import SEED, UNSEEDED, Seed, failed
+from pytest_agenttrace.store.seeding import SEED, UNSEEDED, Seed, failed, no_seed, refused
 from pytest_agenttrace.store.spans import read_usage
 from pytest_agenttrace.threads import THREADS
 from pytest_agenttrace.usage import TraceTotal
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["MlflowStore", "Obstacle", "StoreError", "StoreFactory", "redirect_at_import"]
 
 _LOCKED = "database is locked"
+_FLUSHING = re.compile(r"\(raised as a result of [^\n]*\)\n")
 # Experiment ids between two tests, for those the code under test makes itself.
 _STRIDE = 1000
 
@@ -105,7 +107,7 @@ class MlflowStore:
         """What kept MLflow from writing spans and traces of this test, in its own words, each cause once."""
         causes: dict[str, str] = {}
         for error in self._session.errors if self._session is not None else ():
-            text = next(iter(error.splitlines()), "")  # SQLAlchemy goes on with the statement
+            text = _first_line(error)
             cause = text.partition(": ")[2] or text
             way_out = f"\n  Close every connection the test opens to {self.path}." if _LOCKED in text else ""
             causes.setdefault(cause, f"{text}{way_out}")
@@ -270,6 +272,8 @@ class StoreFactory:
 
     def _seeded(self, function: Callable[[], object]) -> Seed:
         """What the function has written. StoreError where it failed, each time."""
+        if (wrong := no_seed(function)) is not None:
+            raise StoreError(wrong)
         if function not in self._seeds and self._current is None:
             with self._opened(SEED, (), None, UNSEEDED) as store:
                 self._seeds[function] = self._written_by(function, store)
@@ -280,7 +284,8 @@ class StoreFactory:
 
     def _written_by(self, function: Callable[[], object], store: MlflowStore) -> Seed:
         try:
-            function()
+            with guarded(allowed(()), refused):
+                function()
         except Exception as error:
             return Seed(error=failed(function, error))
         traces = frozenset(trace.info.trace_id for trace in store.traces())
@@ -291,7 +296,10 @@ class StoreFactory:
         self, name: str, autolog: Sequence[str], run_tracer_inline: bool | None, seed: Seed
     ) -> Iterator[MlflowStore]:
         if self._current is not None:
-            raise StoreError(f"{name}: the temporary MLflow store is already open for {self._current}")
+            raise StoreError(
+                f"{name}: the temporary MLflow store is already open for {self._current}\n"
+                "  Where that is a run of agent_run: end its block before its fixture returns or yields."
+            )
         if (stranger := _stranger()) is not None:
             raise StoreError(
                 f"{name}: sys.modules['mlflow'] is a {stranger}: put it there for less than the whole test, or leave "
@@ -424,6 +432,11 @@ def redirect_at_import(factory: Callable[[], StoreFactory]) -> Iterator[None]:
         else:
             stack.enter_context(after_import("mlflow", begin))
         yield
+
+
+def _first_line(error: str) -> str:
+    """What failed, without the statement that SQLAlchemy goes on with, and without its word that it was flushing."""
+    return next(iter(_FLUSHING.sub("", error).splitlines()), "")
 
 
 def _programs_ran() -> float:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["SEED", "UNSEEDED", "Seed", "failed"]
+from pytest_agenttrace.network import Refusal
+
+__all__ = ["SEED", "UNSEEDED", "Seed", "failed", "no_seed", "refused"]
 
 # The name of the experiment that the seed's own runs and traces stay in, and of the fixture.
 SEED = "mlflow_seed"
@@ -29,6 +32,22 @@ class Seed:
 
 
 UNSEEDED = Seed()
+
+
+def no_seed(function: object) -> str | None:
+    """What is wrong with what the fixture has given; None for a function that can be called."""
+    out = "  Return a function that writes: def seed(): mlflow.genai.register_prompt(...)"
+    if not callable(function):
+        return f"{SEED} is a {type(function).__name__}, no function\n{out}"
+    if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+        kind = "an async" if inspect.iscoroutinefunction(function) else "a generator"
+        return f"{SEED} is {kind} function, which would not run\n{out}"
+    return None
+
+
+def refused(refusal: Refusal) -> str:
+    """The error of a connection that a seed makes: what is replayed asks nobody, and records nothing."""
+    return f"connection to {refusal.text} refused: a seed speaks to loopback only"
 
 
 def failed(function: Callable[[], object], error: Exception) -> str:
