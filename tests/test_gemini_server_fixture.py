@@ -593,3 +593,28 @@ def test_what_was_there_stays(sessions: Sessions, failed: Told) -> None:
         "test_used_up_and_swallowed.partial.yaml",
     ]
     assert failed.outcomes["test_unused_is_allowed"] == "passed"
+
+
+IN_TURN = """
+import os
+from langchain_google_genai import ChatGoogleGenerativeAI
+from pytest_agenttrace import Reply
+
+def test_in_turn(gemini_server, gemini_cassette):
+    gemini_server.reply(Reply("FIRST"), Reply("SECOND"))
+    model = ChatGoogleGenerativeAI(model="gemini-2.5-flash")
+    assert model.invoke("one").text == "FIRST"
+    assert model.invoke(os.environ.get("PROMPT", "two")).text == "SECOND"
+"""
+
+
+def test_what_is_missing_is_asked_with_the_rest_of_its_script(tmp_path: Path) -> None:
+    """A script goes on only where it is asked, and costs nothing."""
+    (tmp_path / "test_turns.py").write_text(IN_TURN)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    anew = environment() | {"PROMPT": "changed"}
+    for option, given in (("record", environment()), ("record-missing", environment()), ("record-missing", anew)):
+        ran = run_pytest(tmp_path, f"--agenttrace-{option}", env=given)
+        assert ran.code == 0, ran.out
+    assert run_pytest(tmp_path, env=anew).code == 0
+    assert "text: changed" in (tmp_path / "cassettes" / "test_turns" / "test_in_turn.yaml").read_text()
