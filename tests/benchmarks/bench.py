@@ -26,6 +26,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import yaml
+
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
 
@@ -110,6 +112,28 @@ class Clock:
 # The three ways. Each gives the function that runs one round.
 
 
+def as_vcrpy(cassette: Path) -> Path:
+    """The same exchanges as plain vcrpy writes them, bodies as text: the ways without the plugin read these."""
+    return cassette.with_name("vcrpy.yaml")
+
+
+def write_for_vcrpy(cassette: Path) -> None:
+    from pytest_agenttrace.replay import read_recordings
+
+    exchanges = [
+        {
+            "request": {"method": "POST", "uri": entry.request.url, "body": entry.request.body.decode(), "headers": {}},
+            "response": {
+                "status": {"code": entry.status, "message": entry.reason},
+                "headers": {name: list(values) for name, values in entry.headers.items()},
+                "body": {"string": entry.reply.decode()},
+            },
+        }
+        for entry in read_recordings(cassette) or ()
+    ]
+    as_vcrpy(cassette).write_text(yaml.safe_dump({"version": 1, "interactions": exchanges}))
+
+
 def bare(cassette: Path, folder: Path) -> Round:
     from vcr import VCR  # type: ignore[import-untyped]  # vcrpy has no types
 
@@ -117,7 +141,7 @@ def bare(cassette: Path, folder: Path) -> Round:
 
     def round_() -> Times:
         clock = Clock()
-        with VCR(record_mode="none").use_cassette(str(cassette)):
+        with VCR(record_mode="none").use_cassette(str(as_vcrpy(cassette))):
             clock.lap("open")
             app.invoke(QUESTION)
             clock.lap("invoke")
@@ -188,7 +212,7 @@ def recipe(cassette: Path, folder: Path) -> Round:
         experiment = mlflow.set_experiment("test").experiment_id
         mlflow.langchain.autolog()
         clock.lap("open store")
-        with VCR(record_mode="none").use_cassette(str(cassette)):
+        with VCR(record_mode="none").use_cassette(str(as_vcrpy(cassette))):
             clock.lap("open cassette")
             app.invoke(QUESTION)
             clock.lap("invoke")
@@ -444,6 +468,7 @@ def main() -> None:
         folder = Path(name)
         cassette = folder / "cassette.yaml"
         record(cassette)
+        write_for_vcrpy(cassette)
         with workers(cassette, folder) as ways:
             for number in range(ROUNDS):
                 ways["a"].run()
