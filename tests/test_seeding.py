@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ __all__ = ["cassette_fixture", "project_fixture"]
 
 
 @pytest.fixture
-def factory(tmp_path: Path) -> StoreFactory:
-    return StoreFactory(tmp_path / "stores")
+def factory(tmp_path: Path) -> Iterator[StoreFactory]:
+    with closing(StoreFactory(tmp_path / "stores")) as opened:
+        yield opened
 
 
 def test_what_a_seed_wrote_is_in_every_store(factory: StoreFactory) -> None:
