@@ -6,8 +6,6 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_agenttrace.inifile import unquoted
-
 if TYPE_CHECKING:
     import pytest
 
@@ -132,13 +130,14 @@ def max_age_of(config: pytest.Config) -> int | None:
 
 def prices_of(config: pytest.Config) -> Prices | None:
     """The project's own file of prices; None where there is none. Raises `OptionError`."""
-    name = unquoted(str(config.getini("agenttrace_prices")))
-    if not name:
+    name = str(config.getini("agenttrace_prices"))
+    if not name.strip():
         return None
+    from pytest_agenttrace.inifile import unquoted
     from pytest_agenttrace.prices import PricesError, read_prices
 
     try:
-        return read_prices(config.rootpath / name)
+        return read_prices(config.rootpath / unquoted(name))
     except PricesError as error:
         raise OptionError(f"agenttrace_prices: {error}") from None
 

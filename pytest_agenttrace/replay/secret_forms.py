@@ -10,7 +10,8 @@ import re
 __all__ = ["LEFT", "NAMED", "SHAPES", "is_secret_name", "is_worded_name", "looks_secret"]
 
 # A secret begins where a word does, or behind an escape of JSON or of a URL.
-_START = r"(?:(?<![A-Za-z0-9_-])|(?<=\\[nrtbf])|(?<=\\u[0-9a-fA-F]{4})|(?<=%[0-9A-Fa-f]{2}))"
+_ESCAPE = r"(?<=\\[nrtbf])|(?<=\\u[0-9a-fA-F]{4})|(?<=%[0-9A-Fa-f]{2})"
+_START = rf"(?:(?<![A-Za-z0-9_-])|{_ESCAPE})"
 _DIGIT = r"(?=[\w.~+/=-]*\d)"
 # The lines of a key in PEM's form, as they are or in JSON's escapes; the mark alone is no key.
 _GAP = r"(?:\s|\\+[nr])*"
@@ -22,7 +23,7 @@ _PEM = (
 )
 SHAPES: tuple[tuple[str, str], ...] = (
     # Behind a letter it may be a piece of an image.
-    ("AIza", r"(?:(?<![A-Za-z0-9+])|(?<=\\[nrtbf])|(?<=\\u[0-9a-fA-F]{4})|(?<=%[0-9A-Fa-f]{2}))AIza[\w-]{30,}"),
+    ("AIza", rf"(?:(?<![A-Za-z0-9+])|{_ESCAPE})AIza[\w-]{{30,}}"),
     ("ya29.", _START + r"ya29\.[\w.-]{8,}"),
     ("1//0", _START + r"1//0[\w-]{20,}"),
     ("GOCSPX-", _START + r"GOCSPX-[\w-]{20,}"),
