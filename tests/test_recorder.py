@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import operator
 import random
@@ -24,6 +25,7 @@ from pytest_agenttrace.replay.cassette import load_cassette
 
 ASK = "/v1beta/models/gemini-2.5-flash:generateContent"
 NOWHERE = "http://127.0.0.1:9"
+RECORD = Opening(mode="record")
 
 
 def ask(url: str, prompt: str, **settings: Any) -> str:
@@ -149,18 +151,20 @@ def test_replies_set_aside_twice_are_all_kept(path: Path) -> None:
 
 
 def test_what_was_paid_for_last_stands_for_what_was_there(path: Path) -> None:
-    """The same prompts asked anew, and not to the end: going on keeps the new replies, not the old ones."""
-    record(path, "one", "one", "two")
-    anew = GeminiServer(lambda asked: Reply(f"new: {asked.prompt}"))
-    with anew as server, open_cassette(path, Opening(mode="record")) as cassette:
+    """The same prompts asked anew, and not to the end: going on keeps the new replies in the places of the old ones."""
+    prompts, numbers = ("one", "one", "two"), itertools.count(1)
+    with GeminiServer(lambda asked: Reply(f"old {next(numbers)}")) as server, open_cassette(path, RECORD):
+        for prompt in prompts:
+            ask(server.url, prompt)
+    with GeminiServer([Reply("new 1")]) as server, open_cassette(path, RECORD) as cassette:
         ask(server.url, "one")
         cassette.give_up()
     assert prompts_of(partial_path(path)) == ["one"]
     with open_cassette(path, Opening(mode="missing")):
-        assert [ask(NOWHERE, prompt) for prompt in ("one", "one", "two")] == ["new: one", "re: one", "re: two"]
+        assert [ask(NOWHERE, prompt) for prompt in prompts] == ["new 1", "old 2", "old 3"]
     assert not partial_path(path).exists()
     with open_cassette(path):
-        assert [ask(NOWHERE, prompt) for prompt in ("one", "one", "two")] == ["new: one", "re: one", "re: two"]
+        assert [ask(NOWHERE, prompt) for prompt in prompts] == ["new 1", "old 2", "old 3"]
 
 
 KILLED = """
