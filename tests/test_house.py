@@ -22,6 +22,9 @@ FLOORS = (
     ("testrun",),
     ("capture", "session", "rerecord"),
     ("diagnosis",),
+    ("ledger",),
+    ("ledger.file",),
+    ("ledger.model",),
     ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
     # Behind the store, behind replay, behind prices.
     ("store.reading", "store.obstacles", "replay.live"),
@@ -61,7 +64,7 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Rooms behind a front are entered by it and from each other only; what a cassette is, the command line may read too.
-FRONTS = ("store", "replay", "prices", "gemini_server")
+FRONTS = ("store", "replay", "prices", "gemini_server", "ledger")
 
 HEAVY = (
     *("mlflow", "vcr", "langchain", "langgraph", "google", "genai_prices", "pandas", "httpx", "aiohttp"),

@@ -1,0 +1,38 @@
+"""The ledger: a run's results as stable data, the one file that gates, diffs and reports read."""
+
+from __future__ import annotations
+
+from pytest_agenttrace.ledger.file import LedgerError, plain, read_ledger, write_ledger
+from pytest_agenttrace.ledger.model import (
+    BudgetFacts,
+    CallFacts,
+    ExecutionFacts,
+    FindingFacts,
+    Ledger,
+    NodeFacts,
+    RunFacts,
+    TestFacts,
+    Times,
+    ToolFacts,
+    UsageFacts,
+    Value,
+)
+
+__all__ = [
+    "BudgetFacts",
+    "CallFacts",
+    "ExecutionFacts",
+    "FindingFacts",
+    "Ledger",
+    "LedgerError",
+    "NodeFacts",
+    "RunFacts",
+    "TestFacts",
+    "Times",
+    "ToolFacts",
+    "UsageFacts",
+    "Value",
+    "plain",
+    "read_ledger",
+    "write_ledger",
+]
