@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytest_agenttrace.ledger.file import LedgerError, plain, read_ledger, write_ledger
 from pytest_agenttrace.ledger.model import (
+    BilledFacts,
     BudgetFacts,
     CallFacts,
     ExecutionFacts,
@@ -19,6 +20,7 @@ from pytest_agenttrace.ledger.model import (
 )
 
 __all__ = [
+    "BilledFacts",
     "BudgetFacts",
     "CallFacts",
     "ExecutionFacts",
