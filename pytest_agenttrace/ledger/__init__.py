@@ -6,6 +6,7 @@ from pytest_agenttrace.ledger.entry import facts_of, spent_by
 from pytest_agenttrace.ledger.file import LedgerError, as_ledger, ledger_text, plain, read_ledger, write_ledger
 from pytest_agenttrace.ledger.merging import merge
 from pytest_agenttrace.ledger.model import (
+    BilledFacts,
     BudgetFacts,
     CallFacts,
     ExecutionFacts,
@@ -21,6 +22,7 @@ from pytest_agenttrace.ledger.model import (
 )
 
 __all__ = [
+    "BilledFacts",
     "BudgetFacts",
     "CallFacts",
     "ExecutionFacts",

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 __all__ = [
+    "BilledFacts",
     "BudgetFacts",
     "CallFacts",
     "ExecutionFacts",
@@ -81,10 +82,21 @@ class NodeFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class BilledFacts:
+    """So many tokens of one kind at so many USD per million of them (searches: per thousand); `rate` is the rate's
+    name in a file of prices. Every token stands once: `input` leaves out what `cached_input` holds."""
+
+    rate: str
+    count: int
+    usd: Decimal
+
+
+@dataclass(frozen=True, slots=True)
 class CallFacts:
     """One exchange with the model's API, in the order of the cassette. `node` is None outside of a graph. `model` is
     the one asked, `answered_by` the one that answered; `priced_at` the day (ISO) whose prices hold. `request` holds
-    the members of its body by their paths (`contents[0].parts[0].text`)."""
+    the members of its body by their paths (`contents[0].parts[0].text`). `billed` is what `cost` is the sum of, rates
+    that billed nothing included; empty where nobody knows."""
 
     node: str | None
     method: str
@@ -98,6 +110,7 @@ class CallFacts:
     cost: Decimal | None
     priced_at: str | None
     request: Mapping[str, Value]
+    billed: tuple[BilledFacts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
