@@ -146,6 +146,7 @@ class Run:
     def _facts(self, root: Path, scratch: Path) -> TestFacts:
         from pytest_agenttrace.forest import build_trace
         from pytest_agenttrace.ledger import TestFacts, facts_of
+        from pytest_agenttrace.prices import Prices
 
         if self.trace is not None:
             trace = self.trace.peek()
@@ -153,7 +154,8 @@ class Run:
             spans = self.store.spans() if self.store is not None else ()
             calls = self.cassette.calls if self.cassette is not None else ()
             trace = build_trace(spans, calls, self._price) if spans or calls else None
-        facts = TestFacts(outcome="run") if trace is None else facts_of(trace, self._price)
+        bill = (self.price if isinstance(self.price, Prices) else Prices()).bill
+        facts = TestFacts(outcome="run") if trace is None else facts_of(trace, self._price, bill)
         path = self.cassette.path if self.cassette is not None else None
         return dataclasses.replace(
             facts,

@@ -132,6 +132,10 @@ def test_every_way_a_test_can_end_and_byte_equal_whoever_runs_it(project: Path) 
     assert (passed["cassette"], passed["tokens"], passed["cost"]) == ("app.yaml", 4601, "0.0061565")
     assert passed["nodes"]["research"]["tool_calls"] == 1
     assert [call["node"] for call in passed["calls"]] == ["research", "research", "write"]
+    assert [line for line in passed["calls"][0]["billed"] if line["count"]] == [
+        {"rate": "input", "count": 150, "usd": "0.3"},
+        {"rate": "output", "count": 1171, "usd": "2.5"},
+    ]
     assert data["tests"]["test_it.py::article"] == passed | {"outcome": "run"}
     assert data["tests"]["test_it.py::test_reads"]["tokens"] is None
     assert data["tests"]["test_it.py::test_misses"]["findings"] == [

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_agenttrace.calls import ModelCall
 from pytest_agenttrace.ledger import (
+    BilledFacts,
     BudgetFacts,
     CallFacts,
     ExecutionFacts,
@@ -38,6 +40,10 @@ from pytest_agenttrace.ledger.requests import members
 from tests.handmade import Run, built, call, dollar_per_million, tokens
 
 
+def bill(call: ModelCall) -> list[tuple[str, int, Decimal]]:
+    return [("input", call.usage.input_tokens or 0, Decimal(1))] if call.usage is not None else []
+
+
 def article(*, reverse: bool = False) -> TestFacts:
     """A node with a tool, then two branches, one of them a subgraph with a retry, each asking once."""
     run = Run()
@@ -58,7 +64,7 @@ def article(*, reverse: bool = False) -> TestFacts:
         place = 2 if by is first else 3
         calls.append(call(number, by, model.usage, body=f'{{"a":{place}}}'.encode(), reply=place))
     assert failed.status == "error"
-    return facts_of(built(run, calls=calls), dollar_per_million)
+    return facts_of(built(run, calls=calls), dollar_per_million, bill)
 
 
 def used(input_tokens: int, output_tokens: int) -> UsageFacts:
@@ -96,6 +102,9 @@ def test_facts_of_a_trace() -> None:
         ("research", {"a": 1}),
         ("write", {"a": 2}),
         ("report|draft", {"a": 3}),
+    ]
+    assert [made.billed for made in facts.calls] == [
+        (BilledFacts("input", count, Decimal(1)),) for count in (100, 10, 30)
     ]
 
 

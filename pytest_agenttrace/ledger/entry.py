@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from pytest_agenttrace.calls import Call, ModelCall, Pricer, sum_cost, sum_tokens, sum_usage
 from pytest_agenttrace.execution import Execution, Span, inside, outer_of, tool_call
-from pytest_agenttrace.ledger.model import CallFacts, ExecutionFacts, NodeFacts, TestFacts, ToolFacts, UsageFacts
+from pytest_agenttrace.ledger.model import (
+    BilledFacts,
+    CallFacts,
+    ExecutionFacts,
+    NodeFacts,
+    TestFacts,
+    ToolFacts,
+    UsageFacts,
+)
 from pytest_agenttrace.ledger.requests import members
 from pytest_agenttrace.trace import Trace
 from pytest_agenttrace.usage import Tokens, Usage, UsageUnknown
@@ -21,14 +29,18 @@ _PART = re.compile(r"(?P<name>.+):[^:]*")
 _ERROR = re.compile(r"[\w.]+")
 
 
-def facts_of(trace: Trace, price: Pricer) -> TestFacts:
-    """What a ledger says of a trace; outcome, budgets and findings are for others to add. `price` is asked of every
-    call, and what it has no price for is None."""
+# What a call was billed: the rate's name, how many, and USD for a million (a thousand searches) of them.
+Biller = Callable[[ModelCall], Sequence[tuple[str, int, Decimal]]]
+
+
+def facts_of(trace: Trace, price: Pricer, bill: Biller = lambda call: ()) -> TestFacts:
+    """What a ledger says of a trace; outcome, budgets and findings are for others to add. `price` and `bill` are asked
+    of every call; what there is no price for is None, and billed as nothing."""
     executions = trace.below()
     tools = _tools_by_namespace(trace)
     places = {execution.namespace: place for place, execution in enumerate(executions)}
     calls = sorted(trace.calls, key=lambda call: _order(call, places))
-    costs = {id(call.call): _cost([call], price) for call in trace.llm_calls}
+    paid = {id(call.call): (_cost([call], price), _billed(call, bill)) for call in trace.llm_calls}
     return TestFacts(
         outcome="passed",
         tokens=_tokens(trace.llm_calls),
@@ -41,7 +53,7 @@ def facts_of(trace: Trace, price: Pricer) -> TestFacts:
         outline=tuple(trace.outline),
         nodes=_nodes(executions, tools, price),
         executions=tuple(_execution(execution, tools, price) for execution in executions),
-        calls=tuple(_call(call, costs.get(id(call))) for call in calls),
+        calls=tuple(_call(call, *paid.get(id(call), (None, ()))) for call in calls),
     )
 
 
@@ -160,7 +172,11 @@ def _execution(execution: Execution, tools: Mapping[str, Sequence[ToolFacts]], p
     )
 
 
-def _call(call: Call, cost: Decimal | None) -> CallFacts:
+def _billed(call: ModelCall, bill: Biller) -> tuple[BilledFacts, ...]:
+    return tuple(BilledFacts(*line) for line in bill(call))
+
+
+def _call(call: Call, cost: Decimal | None, billed: tuple[BilledFacts, ...]) -> CallFacts:
     where = _path(call.caller.namespace) if call.caller.namespace else ""
     return CallFacts(
         node=where or call.node,
@@ -175,4 +191,5 @@ def _call(call: Call, cost: Decimal | None) -> CallFacts:
         cost=cost,
         priced_at=None if call.recorded_at is None else call.recorded_at.date().isoformat(),
         request=members(call.body),
+        billed=billed,
     )

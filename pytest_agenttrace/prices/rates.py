@@ -146,13 +146,13 @@ class Billed(NamedTuple):
     """So many of one kind, and USD per million of them (searches: per thousand)."""
 
     rate: str
-    count: int
+    amount: int
     usd: Decimal
 
     @property
     def cost(self) -> Decimal:
         with exact_decimals():
-            return self.usd * self.count / (1000 if self.rate in PER_THOUSAND else 1_000_000)
+            return self.usd * self.amount / (1000 if self.rate in PER_THOUSAND else 1_000_000)
 
 
 def bill_of(rates: Rates, counts: Counts) -> list[Billed]:
