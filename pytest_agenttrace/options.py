@@ -17,6 +17,7 @@ __all__ = [
     "add_options",
     "check_options",
     "early_key",
+    "ledger_of",
     "max_age_of",
     "mode_of",
     "prices_of",
@@ -63,6 +64,12 @@ def add_options(parser: pytest.Parser) -> None:
             default=False,
             help="After a run of the whole suite, list the cassettes no test has used. Deletes nothing.",
         )
+        group.addoption(
+            "--agenttrace-ledger",
+            metavar="FILE",
+            default=None,
+            help="Write the results of the run as JSON: per test, node and call what ran, what it used and cost.",
+        )
         parser.addini(
             "agenttrace_cassettes",
             "folder of the cassettes, relative to rootdir (default: cassettes)",
@@ -107,6 +114,7 @@ def check_options(config: pytest.Config) -> None:
         raise OptionError(f"{' and '.join(asked)} exclude each other: give one of them")
     max_age_of(config)
     early_key(config)
+    ledger_of(config)
     limit = config.getoption("agenttrace_record_limit")
     if limit is None:
         return
@@ -126,6 +134,17 @@ def max_age_of(config: pytest.Config) -> int | None:
     if days and not days.isdecimal():
         raise OptionError(f"agenttrace_max_age: {days!r} is no whole number of days")
     return int(days) if days else None
+
+
+def ledger_of(config: pytest.Config) -> Path | None:
+    """The file that the run's ledger is written to; None where it is not. Raises `OptionError`."""
+    given = config.getoption("agenttrace_ledger")
+    if given is None:
+        return None
+    path: Path = config.invocation_params.dir / given
+    if not given or path.is_dir():
+        raise OptionError(f"--agenttrace-ledger: {given!r} is no file to write: name one, such as ledger.json")
+    return path
 
 
 def prices_of(config: pytest.Config) -> Prices | None:

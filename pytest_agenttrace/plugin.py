@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace import collect, opening
+from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told
 from pytest_agenttrace.collect import LIMITS, SESSION, failed_by, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
 from pytest_agenttrace.opening import OPEN, PRICES, cassette_of, hold_back, opening_of, price_of
@@ -24,11 +25,12 @@ from pytest_agenttrace.options import (
     add_options,
     check_options,
     early_key,
+    ledger_of,
     max_age_of,
     mode_of,
     prices_of,
 )
-from pytest_agenttrace.scoped import RUNS, AgentRun, Runs
+from pytest_agenttrace.scoped import RUNS, AgentRun, Runs, told_of
 from pytest_agenttrace.session import Session
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 from pytest_agenttrace.summary import TOLD, TOLD_OF_RUNS, Summary
@@ -88,8 +90,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUNS] = Runs()
     config.pluginmanager.register(config.stash[RUNS], "agenttrace-runs")
     if not hasattr(config, "workerinput"):
+        if _wants_ledger(config):
+            config.pluginmanager.register(
+                Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config)), "agenttrace-ledger"
+            )
         config.pluginmanager.register(Summary(config, config.stash[SESSION]), "agenttrace-summary")
     config.stash[OPEN].enter_context(dummy_key(early_key(config) and mode_of(config) in ("replay", "adopt")))
+
+
+def _wants_ledger(config: pytest.Config) -> bool:
+    """Whether every test's facts are wanted, and not only what its summary needs."""
+    return ledger_of(config) is not None and not config.option.collectonly
 
 
 def _basetemp(config: pytest.Config) -> Path | None:
@@ -359,10 +370,14 @@ def pytest_runtest_makereport(
     report = yield
     report.user_properties = [(name, _plain(value)) for name, value in report.user_properties]
     run, runs = item.stash.get(_RUN, None), item.config.stash[RUNS]
-    if told := runs.told():
-        setattr(report, TOLD_OF_RUNS, told)
+    if ended := runs.ended():
+        setattr(report, TOLD_OF_RUNS, told_of(ended))
     if run is None:
         return report
+    if _wants_ledger(item.config):
+        ours = not set(_FIXTURES).isdisjoint(getattr(item, "fixturenames", ()))
+        held = [(held.place.name, held.run) for held in ended]
+        setattr(report, FACTS, facts_told(item, run, held, report.when, ours=ours))
     if report.when == "teardown":
         setattr(report, TOLD, run.told_at_last())
     elif report.when == "call" or report.failed:

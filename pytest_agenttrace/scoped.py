@@ -7,7 +7,7 @@ budgets, are theirs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_agenttrace.capture import AgentTrace
     from pytest_agenttrace.gemini_server import GeminiServer
 
-__all__ = ["RUNS", "AgentRun", "Runs"]
+__all__ = ["RUNS", "AgentRun", "Runs", "told_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +157,10 @@ class Runs:
         runs[0].about[item] = tuple(dict.fromkeys(overrun.node or "run" for overrun in over))
         return "\n".join(overrun.text for overrun in over) or None
 
-    def told(self) -> list[tuple[str, dict[str, Any]]]:
-        """What runs that have ended since tell the end of the run, each under a name."""
-        told: list[tuple[str, dict[str, Any]]] = []
-        for held in self._untold:
-            facts = held.run.told(failed=held.run.failed)
-            told.append((held.place.target, {"misses": facts.pop("misses")}))
-            told.append((held.place.name, facts | held.run.told_at_last()))
-        self._untold.clear()
-        return told
+    def ended(self) -> list[_Held]:
+        """The runs that have ended since somebody asked."""
+        ended, self._untold = self._untold, []
+        return ended
 
     def sections(
         self, item: pytest.Item, *, failed: bool, drawn: bool, verbosity: int, shown: str, alone: bool
@@ -180,6 +175,16 @@ class Runs:
 
 
 RUNS = pytest.StashKey[Runs]()
+
+
+def told_of(ended: Sequence[_Held]) -> list[tuple[str, dict[str, Any]]]:
+    """What runs tell the end of the whole run, each under a name."""
+    told: list[tuple[str, dict[str, Any]]] = []
+    for held in ended:
+        facts = held.run.told(failed=held.run.failed)
+        told.append((held.place.target, {"misses": facts.pop("misses")}))
+        told.append((held.place.name, facts | held.run.told_at_last()))
+    return told
 
 
 class AgentRun:

@@ -92,6 +92,9 @@ class Session:
         self._adopted: dict[str, _Adopted] = {}
         # Where MLflow prices a model otherwise than we do: the first difference of each, in words.
         self.costs: dict[str, str] = {}
+        # What others have to say at the end of the run: under -q too what fails it.
+        self.notes: list[str] = []
+        self.alarms: list[str] = []
         # Paths of cassettes that are older than the project allows, with their age in days.
         self.aged: dict[str, int] = {}
 

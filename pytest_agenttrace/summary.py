@@ -53,6 +53,7 @@ class Summary:
         verbosity = self._config.get_verbosity()
         # What fails the run and what has cost money is told in any case.
         lines = list(self._lines(verbosity)) if verbosity >= 0 else [*self._session.unused()[0], *self._recorded()]
+        lines += (self._session.notes if verbosity >= 0 else []) + self._session.alarms
         if self._config.getoption("agenttrace_unused"):
             lines += self._unused_cassettes()
         if lines:

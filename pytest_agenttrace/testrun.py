@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_agenttrace.session import CassetteUse
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_agenttrace.budget import Limit
     from pytest_agenttrace.calls import Pricer
     from pytest_agenttrace.capture import AgentTrace, Verdict
+    from pytest_agenttrace.ledger import FindingFacts, TestFacts
     from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import MlflowStore
 
@@ -48,6 +51,8 @@ class Run:
     # How much had been asked of the cassette when the test was judged.
     _asked: int = 0
     _incomplete: str | None = None
+    # What a ledger will say of it, as long as nothing else is asked.
+    _noted: TestFacts | None = None
 
     @property
     def idle(self) -> bool:
@@ -119,6 +124,65 @@ class Run:
         used = cassette.used if judged and unused and not self.own else {}
         kind = kinds[0] if kinds else ""
         return CassetteUse(str(cassette.path), not self.own, complete, kind, unused, used, cassette.recording)
+
+    # What a ledger says of it.
+
+    def note(self, root: Path, scratch: Path) -> None:
+        """Hold the facts of a test while its store can be read. Paths are told below `root`, and none below `scratch`,
+        which is another one in each run."""
+        self._noted = self._facts(root, scratch)
+
+    def noted(self, root: Path, scratch: Path) -> TestFacts:
+        """The facts of a test that is over, what its fixtures have asked for in teardown included."""
+        from pytest_agenttrace.ledger import TestFacts
+        from pytest_agenttrace.store import StoreError
+
+        asked_since = self.cassette is not None and self.cassette.asked != self._asked
+        if not self.idle and (self._noted is None or asked_since):
+            with suppress(StoreError):  # nobody has read it since
+                return self._facts(root, scratch)
+        return dataclasses.replace(self._noted or TestFacts(outcome="run"), findings=self._found(scratch))
+
+    def _facts(self, root: Path, scratch: Path) -> TestFacts:
+        from pytest_agenttrace.forest import build_trace
+        from pytest_agenttrace.ledger import TestFacts, facts_of
+        from pytest_agenttrace.prices import Prices
+
+        if self.trace is not None:
+            trace = self.trace.peek()
+        else:
+            spans = self.store.spans() if self.store is not None else ()
+            calls = self.cassette.calls if self.cassette is not None else ()
+            trace = build_trace(spans, calls, self._price) if spans or calls else None
+        bill = (self.price if isinstance(self.price, Prices) else Prices()).bill
+        facts = TestFacts(outcome="run") if trace is None else facts_of(trace, self._price, bill)
+        path = self.cassette.path if self.cassette is not None else None
+        return dataclasses.replace(
+            facts,
+            cassette=None
+            if path is None
+            else (path.relative_to(root) if path.is_relative_to(root) else path).as_posix(),
+            findings=self._found(scratch),
+        )
+
+    def _found(self, scratch: Path) -> tuple[FindingFacts, ...]:
+        """What the witnesses disagreed on, and what became of it."""
+        from pytest_agenttrace.ledger import FindingFacts
+
+        if self.verdict is None:
+            return ()
+        tolerance = (self.settings or Settings()).tolerance
+        failed, warned = tolerance.failing(self.verdict.findings), self.verdict.warned
+        found = (
+            FindingFacts(
+                finding.kind,
+                finding.node,
+                finding.text.partition("\n")[0].replace(str(scratch), "..."),
+                "failed" if finding in failed else "warned" if finding in warned else "allowed",
+            )
+            for finding in self.verdict.findings
+        )
+        return tuple(sorted(found, key=lambda fact: (fact.kind, fact.node or "", fact.text)))
 
     # What the reports tell.
 
@@ -206,6 +270,10 @@ class Run:
                 yield "Captured recording", "\n".join(lines)
         if self.store is not None and self.store.requested:
             yield "Captured requests to MLflow", "\n".join(map(_answered, self.store.requested))
+
+
+def _below(path: Path, root: Path) -> str:
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _answered(request: str) -> str:

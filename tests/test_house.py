@@ -18,12 +18,15 @@ FLOORS = (
     ("__init__", "plugin", "cli"),
     ("scoped",),
     ("opening",),
+    ("bookkeeping",),
     ("collect", "summary", "options"),
-    ("testrun",),
+    ("testrun", "results"),
     ("capture", "session", "rerecord"),
     ("diagnosis",),
     ("ledger",),
-    ("ledger.file",),
+    ("ledger.merging",),
+    ("ledger.file", "ledger.entry"),
+    ("ledger.requests",),
     ("ledger.model",),
     ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
     # Behind the store, behind replay, behind prices.
@@ -79,7 +82,7 @@ IMPORTERS = {
     "genai_prices": {"prices"},
     "click": {"cli"},
     # The last two for types only.
-    "pytest": {"plugin", "scoped", "opening", "collect", "summary", "options"},
+    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "collect", "summary", "options"},
     "_pytest": set[str](),
 }
 

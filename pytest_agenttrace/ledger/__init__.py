@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pytest_agenttrace.ledger.file import LedgerError, plain, read_ledger, write_ledger
+from pytest_agenttrace.ledger.entry import facts_of, spent_by
+from pytest_agenttrace.ledger.file import LedgerError, as_ledger, ledger_text, plain, read_ledger, write_ledger
+from pytest_agenttrace.ledger.merging import merge
 from pytest_agenttrace.ledger.model import (
     BilledFacts,
     BudgetFacts,
@@ -34,7 +36,12 @@ __all__ = [
     "ToolFacts",
     "UsageFacts",
     "Value",
+    "as_ledger",
+    "facts_of",
+    "ledger_text",
+    "merge",
     "plain",
     "read_ledger",
+    "spent_by",
     "write_ledger",
 ]

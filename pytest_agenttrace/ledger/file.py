@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,17 @@ from pytest_agenttrace.ledger.model import Ledger
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = ["SCHEMA", "LedgerError", "as_ledger", "generated_schema", "plain", "read_ledger", "write_ledger"]
+__all__ = [
+    "SCHEMA",
+    "LedgerError",
+    "as_ledger",
+    "generated_schema",
+    "ledger_text",
+    "plain",
+    "read_ledger",
+    "shipped_schema",
+    "write_ledger",
+]
 
 # Where the schema lies in the package.
 SCHEMA = "ledger.schema.json"
@@ -43,13 +54,22 @@ def plain(facts: object) -> Any:
     # No subclass of ours: those remember what they count.
     if isinstance(facts, int) and not isinstance(facts, bool):
         return int(facts)
-    return str(facts) if isinstance(facts, str) else facts
+    if facts is None or isinstance(facts, bool) or (isinstance(facts, float) and math.isfinite(facts)):
+        return facts
+    return str(facts)
 
 
-def write_ledger(path: Path, ledger: Ledger) -> None:
-    """Put a ledger in its place in one step, tests in the order of their names. Raises `LedgerError`."""
-    ordered = dataclasses.replace(ledger, tests=dict(sorted(ledger.tests.items())))
-    text = json.dumps(plain(ordered), indent=1, ensure_ascii=False) + "\n"
+def ledger_text(ledger: Ledger | Mapping[str, Any]) -> str:
+    """A ledger as JSON, tests in the order of their names."""
+    data = plain(ledger)
+    for part in (data, data["times"]):
+        part["tests"] = dict(sorted(part["tests"].items()))
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_ledger(path: Path, ledger: Ledger | Mapping[str, Any]) -> None:
+    """Put a ledger, or its facts as plain data, in its place in one step. Raises `LedgerError`."""
+    text = ledger_text(ledger)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

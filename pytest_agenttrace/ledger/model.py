@@ -143,7 +143,6 @@ class TestFacts:
 
     outcome: Outcome
     cassette: str | None = None
-    traced: bool = False
     tokens: int | None = None
     usage: UsageFacts | None = None
     cost: Decimal | None = None
@@ -163,13 +162,15 @@ class TestFacts:
 class RunFacts:
     """The run as a whole. `stopped` says why it did not come to its end, `part` why it was not the whole suite; None
     where it did and was. `not_run` are tests that were collected and not run; `broken` files that could not be
-    collected. `budgets` are limits of the whole run."""
+    collected. `budgets` are limits of the whole run, `findings` what no single test is to blame for: replies of a
+    shared cassette that none of its tests asked for."""
 
     stopped: str | None = None
     part: str | None = None
     not_run: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     budgets: tuple[BudgetFacts, ...] = ()
+    findings: tuple[FindingFacts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
