@@ -71,7 +71,6 @@ def traced(*calls: CallFacts, path: tuple[str, ...] | None = None, **fields: Any
     usage, cost = summed(calls)
     made: dict[str, Any] = {
         "outcome": "passed",
-        "traced": True,
         "tokens": usage.total_tokens,
         "usage": usage,
         "cost": cost,

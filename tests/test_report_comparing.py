@@ -520,9 +520,15 @@ def test_another_answering_model_is_news_only() -> None:
 
 def test_versions_findings_and_old_runs() -> None:
     warned = FindingFacts("uncalled", "write", "a span without a call", "warned")
+    unused = FindingFacts("unused", None, "a.yaml: 1 recorded reply was never asked for", "failed")
     was = ledger(article(), versions={"mlflow": "3.9.0", "vcrpy": "9.0"}, part="one file")
-    now = ledger(article(findings=(warned, warned)), versions={"mlflow": "3.17.2", "google-genai": "2.34"})
+    now = ledger(
+        article(findings=(warned, warned)),
+        versions={"mlflow": "3.17.2", "google-genai": "2.34"},
+        findings=(unused,),
+    )
     assert told(was, now) == [
+        "breaking: a.yaml: 1 recorded reply was never asked for",
         "informational: write: uncalled warned 2 times instead of 0",
         "informational: mlflow 3.9.0 -> 3.17.2",
         "informational: vcrpy 9.0 -> (not there)",

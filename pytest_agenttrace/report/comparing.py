@@ -13,7 +13,7 @@ from pytest_agenttrace.report.growth import growth, judged_rows
 from pytest_agenttrace.report.limits import budgets
 from pytest_agenttrace.report.renaming import renamed, renamed_nodes, renamed_tests
 from pytest_agenttrace.report.requests import Requests
-from pytest_agenttrace.report.structure import FAILING, deeds, outcomes
+from pytest_agenttrace.report.structure import FAILING, deeds, of_the_run, outcomes, traced
 from pytest_agenttrace.report.wording import counted, listed, signed_tokens, signed_usd, tokens, usd
 from pytest_agenttrace.usage import exact_decimals
 
@@ -62,6 +62,7 @@ def compare(old: Ledger, new: Ledger, tolerance: Decimal = TOLERANCE) -> Compari
         *(_of_tests(one, tests, rows) for one, tests in found.items()),
         *gone,
         *(_of_run(one) for one in budgets(old.run.budgets, new.run.budgets)),
+        *(_of_run(one) for one in of_the_run(old.run, new.run)),
         *growth(judged, pairs.old, pairs.new, tolerance),
         *requests.differences(),
         *_told(old, new, pairs),
@@ -93,7 +94,7 @@ def _pair(old: Ledger, new: Ledger) -> _Paired:
 
 def _comparable(old: TestFacts, new: TestFacts) -> bool:
     """A test that was skipped has no numbers; one that is not traced any more is told as that."""
-    return "skipped" not in (old.outcome, new.outcome) and (new.traced or not old.traced)
+    return "skipped" not in (old.outcome, new.outcome) and (traced(new) or not traced(old))
 
 
 def _inside(old: TestFacts, new: TestFacts) -> Iterator[Found]:

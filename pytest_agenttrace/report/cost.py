@@ -10,7 +10,17 @@ from pytest_agenttrace.ledger import BilledFacts, CallFacts, NodeFacts, TestFact
 from pytest_agenttrace.report.differences import Row, Spent
 from pytest_agenttrace.usage import exact_decimals, format_usd
 
-__all__ = ["OUTSIDE", "added", "grew", "rate_changes", "rows_of", "spent_of_node", "total_of"]
+__all__ = [
+    "OUTSIDE",
+    "added",
+    "cost_change",
+    "grew",
+    "rate_changes",
+    "rows_of",
+    "spent_of_node",
+    "tokens_change",
+    "total_of",
+]
 
 # What no node asked for.
 OUTSIDE = "(no node)"
@@ -46,7 +56,7 @@ def spent_of_node(facts: NodeFacts | None) -> Spent | None:
 
 def total_of(facts: TestFacts) -> Spent:
     """What a whole test used; nothing where nothing was asked."""
-    if not facts.traced and not facts.calls and facts.tokens is None:
+    if not facts.nodes and not facts.calls and not facts.outline:
         return Spent(0, UsageFacts(), Decimal(0), 0)
     return Spent(facts.tokens, facts.usage or UsageFacts(), facts.cost, len(facts.calls))
 
@@ -219,3 +229,18 @@ def added(parts: Iterable[Spent]) -> Spent:
 def _sum(values: Iterable[int | None]) -> int | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None
+
+
+def cost_change(row: Row) -> Decimal | None:
+    """What it costs more, in USD; None where either is unknown. What did not run costs nothing."""
+    was = Decimal(0) if row.old is None else row.old.cost
+    now = Decimal(0) if row.new is None else row.new.cost
+    with exact_decimals():
+        return None if was is None or now is None else now - was
+
+
+def tokens_change(row: Row) -> int | None:
+    """Tokens used more; None where either is unknown."""
+    was = 0 if row.old is None else row.old.tokens
+    now = 0 if row.new is None else row.new.tokens
+    return None if was is None or now is None else now - was

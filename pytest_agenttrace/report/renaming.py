@@ -54,8 +54,12 @@ def renamed(facts: TestFacts, names: Mapping[str, str]) -> TestFacts:
 
 def renamed_tests(old: Mapping[str, TestFacts], new: Mapping[str, TestFacts]) -> dict[str, str]:
     """New names of tests by their old ones: of traced tests that are equal in all but the name and the cassette's."""
-    gone = {name: _without_place(facts) for name, facts in old.items() if name not in new and facts.traced}
-    come = {name: _without_place(facts) for name, facts in new.items() if name not in old and facts.traced}
+    gone = {
+        name: _without_place(facts) for name, facts in old.items() if name not in new and (facts.nodes or facts.calls)
+    }
+    come = {
+        name: _without_place(facts) for name, facts in new.items() if name not in old and (facts.nodes or facts.calls)
+    }
     pairs: dict[str, str] = {}
     for name, facts in gone.items():
         alike = [other for other, theirs in come.items() if facts == theirs]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 
-from pytest_agenttrace.ledger import ExecutionFacts, FindingFacts, TestFacts
-from pytest_agenttrace.report.differences import Found
+from pytest_agenttrace.ledger import ExecutionFacts, FindingFacts, RunFacts, TestFacts
+from pytest_agenttrace.report.differences import Found, Level
 from pytest_agenttrace.report.wording import counted, cut
 
-__all__ = ["FAILING", "cut_short", "deeds", "outcomes"]
+__all__ = ["FAILING", "cut_short", "deeds", "of_the_run", "outcomes", "traced"]
 
 FAILING = ("failed", "error")
 _ENDS = {"STOP", "FINISH_REASON_STOP", None}
@@ -27,10 +27,15 @@ def outcomes(old: TestFacts, new: TestFacts) -> Iterator[Found]:
         else:
             left_out = ": its numbers are not compared" if "skipped" in (was, now) else ""
             yield Found("informational", "outcome", None, f"{was} -> {now}{left_out}")
-    if old.traced and not new.traced and new.outcome != "skipped":
+    if traced(old) and not traced(new) and new.outcome != "skipped":
         yield Found("breaking", "untraced", None, "nothing is traced any more")
     if old.cassette != new.cassette and None not in (old.cassette, new.cassette):
         yield Found("informational", "cassette", None, f"another cassette: {old.cassette} -> {new.cassette}")
+
+
+def traced(facts: TestFacts) -> bool:
+    """Whether anything is known of what the test did."""
+    return bool(facts.nodes or facts.calls or facts.outline)
 
 
 def deeds(old: TestFacts, new: TestFacts) -> Iterator[Found]:
@@ -196,6 +201,15 @@ def _findings(old: TestFacts, new: TestFacts) -> Iterator[Found]:
             kind, node, judged = key
             text = f"{node or 'run'}: {kind} {judged} {counted(after, 'time')} instead of {before}"
             yield Found("informational", "findings", node, text)
+
+
+def of_the_run(old: RunFacts, new: RunFacts) -> Iterator[Found]:
+    """What no single test is to blame for."""
+    was = {finding.text for finding in old.findings}
+    for finding in new.findings:
+        if finding.text not in was:
+            level: Level = "breaking" if finding.judged == "failed" else "informational"
+            yield Found(level, "findings", finding.node, finding.text)
 
 
 def _judged(facts: TestFacts) -> Counter[tuple[str, str | None, str]]:

@@ -7,7 +7,7 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from pytest_agenttrace.usage import exact_decimals, format_tokens, format_usd
 
-__all__ = ["counted", "cut", "listed", "percent", "shown", "signed_tokens", "signed_usd", "tokens", "usd"]
+__all__ = ["counted", "cut", "listed", "percent", "plain_text", "shown", "signed_tokens", "signed_usd", "tokens", "usd"]
 
 
 def tokens(value: int | None) -> str:
@@ -66,3 +66,8 @@ def shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return cut(str(value), 60)
+
+
+def plain_text(text: str) -> str:
+    """Text that stays on its line and can be printed anywhere: no line ends, escapes or lone surrogates."""
+    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
