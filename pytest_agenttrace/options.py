@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OptionError",
     "add_options",
+    "baseline_of",
     "check_options",
     "early_key",
     "ledger_of",
@@ -70,6 +71,30 @@ def add_options(parser: pytest.Parser) -> None:
             default=None,
             help="Write the results of the run as JSON: per test, node and call what ran, what it used and cost.",
         )
+        group.addoption(
+            "--agenttrace-baseline",
+            metavar="FILE",
+            default=None,
+            help="Compare the run with a ledger of an earlier one, and fail on what --agenttrace-fail-on names.",
+        )
+        group.addoption(
+            "--agenttrace-update-baseline",
+            action="store_true",
+            default=False,
+            help="Write the baseline from this run, if it is green. A part of the suite updates its own tests only.",
+        )
+        group.addoption(
+            "--agenttrace-fail-on",
+            choices=("breaking", "cost", "request", "informational", "never"),
+            default="cost",
+            help="The least level of differences that fails (default: cost).",
+        )
+        group.addoption(
+            "--agenttrace-tolerance",
+            metavar="PERCENT",
+            default="5%",
+            help="How much more a node may use in a test before it is told as cost (default: 5%%).",
+        )
         parser.addini(
             "agenttrace_cassettes",
             "folder of the cassettes, relative to rootdir (default: cassettes)",
@@ -115,6 +140,7 @@ def check_options(config: pytest.Config) -> None:
     max_age_of(config)
     early_key(config)
     ledger_of(config)
+    baseline_of(config)
     limit = config.getoption("agenttrace_record_limit")
     if limit is None:
         return
@@ -144,6 +170,24 @@ def ledger_of(config: pytest.Config) -> Path | None:
     path: Path = config.invocation_params.dir / given
     if not given or path.is_dir():
         raise OptionError(f"--agenttrace-ledger: {given!r} is no file to write: name one, such as ledger.json")
+    return path
+
+
+def baseline_of(config: pytest.Config) -> Path | None:
+    """The file of the baseline; None where nothing is compared. Raises `OptionError`."""
+    given, update = config.getoption("agenttrace_baseline"), config.getoption("agenttrace_update_baseline")
+    if given is None:
+        if update:
+            raise OptionError("--agenttrace-update-baseline: of which file? Name it with --agenttrace-baseline FILE")
+        return None
+    path: Path = config.invocation_params.dir / given
+    if not given or path.is_dir():
+        raise OptionError(f"--agenttrace-baseline: {given!r} is no file: name one, such as baseline.json")
+    if not path.exists() and not update:
+        raise OptionError(
+            f"--agenttrace-baseline: no file {given}: write it with\n"
+            f"  pytest --agenttrace-baseline {given} --agenttrace-update-baseline"
+        )
     return path
 
 

@@ -18,10 +18,12 @@ FLOORS = (
     ("__init__", "plugin", "cli"),
     ("scoped",),
     ("opening",),
+    ("gating",),
     ("bookkeeping",),
     ("collect", "summary", "options", "diffing"),
     ("report",),
     ("report.pull_request",),
+    ("report.baseline", "report.junit"),
     ("report.text", "report.markdown", "report.plainjson"),
     ("report.verdict", "report.traffic"),
     ("report.comparing",),
@@ -91,7 +93,7 @@ IMPORTERS = {
     "genai_prices": {"prices"},
     "click": {"cli", "diffing"},
     # The last two for types only.
-    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "collect", "summary", "options"},
+    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "collect", "summary", "options", "gating"},
     "_pytest": set[str](),
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pytest_agenttrace.report.baseline import new_baseline, why_not
 from pytest_agenttrace.report.comparing import TOLERANCE, compare
 from pytest_agenttrace.report.differences import LEVELS, Comparison, Difference, Level, Row, Spent
+from pytest_agenttrace.report.junit import properties
 from pytest_agenttrace.report.markdown import as_markdown, of_one_ledger
 from pytest_agenttrace.report.plainjson import as_json
 from pytest_agenttrace.report.pull_request import SUMMARY, append_summary, error_annotations
@@ -32,8 +34,11 @@ __all__ = [
     "compare",
     "error_annotations",
     "judge",
+    "new_baseline",
     "of_one_ledger",
+    "properties",
     "read_tolerance",
     "read_traffic",
     "traffic_of",
+    "why_not",
 ]
