@@ -138,7 +138,7 @@ def test_only_what_ran_is_compared_and_only_that_is_updated(suite: Path) -> None
     assert part.code == 0
     assert section(part)[1:4] == [
         "  informational",
-        "    1 test not run: SAID",
+        "    1 test not run: tests were deselected",
         "      in test_it.py::test_article",
     ]
     dearer(suite)
