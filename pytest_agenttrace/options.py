@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from pytest_agenttrace.replay import Mode, Spending
 
 __all__ = [
+    "ASCII",
     "OptionError",
     "add_options",
+    "ascii_only",
     "baseline_of",
     "check_options",
     "early_key",
@@ -24,6 +27,10 @@ __all__ = [
     "prices_of",
     "spending_of",
 ]
+
+
+# What xdist's controller tells its workers of its terminal.
+ASCII = "agenttrace_ascii"
 
 
 class OptionError(ValueError):
@@ -211,6 +218,19 @@ def spending_of(config: pytest.Config, parts: Path) -> Spending | None:
 
     limit = config.getoption("agenttrace_record_limit")
     return None if limit is None else Spending(Decimal(limit), parts / "spent")
+
+
+def ascii_only(config: pytest.Config) -> bool:
+    """Whether the terminal cannot show the lines that trees are drawn with. xdist's workers are told."""
+    given = getattr(config, "workerinput", None)
+    if given is not None:
+        return bool(given.get(ASCII, False))
+    encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
+    try:
+        "├└│─".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return False
 
 
 def early_key(config: pytest.Config) -> bool:

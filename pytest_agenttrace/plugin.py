@@ -22,8 +22,10 @@ from pytest_agenttrace.environment import dummy_key, quiet_environment
 from pytest_agenttrace.gating import Gate, properties_of, wants_gate, wants_properties
 from pytest_agenttrace.opening import OPEN, PRICES, cassette_of, hold_back, opening_of, price_of
 from pytest_agenttrace.options import (
+    ASCII,
     OptionError,
     add_options,
+    ascii_only,
     check_options,
     early_key,
     ledger_of,
@@ -116,6 +118,12 @@ def _gate(config: pytest.Config, bookkeeper: Bookkeeper) -> Gate:
 def _basetemp(config: pytest.Config) -> Path | None:
     factory = getattr(config, "_tmp_path_factory", None)
     return None if factory is None else Path(factory.getbasetemp())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """xdist: a worker is about to start; its reports are shown by the controller's terminal."""
+    node.workerinput[ASCII] = ascii_only(node.config)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -380,8 +388,9 @@ def pytest_runtest_makereport(
     report = yield
     report.user_properties = [(name, _plain(value)) for name, value in report.user_properties]
     run, runs = item.stash.get(_RUN, None), item.config.stash[RUNS]
+    verbosity = item.config.get_verbosity()
     if ended := runs.ended():
-        setattr(report, TOLD_OF_RUNS, told_of(ended))
+        setattr(report, TOLD_OF_RUNS, told_of(ended, spent=verbosity >= 0))
     if run is None:
         return report
     if _wants_ledger(item.config):
@@ -392,12 +401,13 @@ def pytest_runtest_makereport(
         if wants_properties(item.config):
             report.user_properties += properties_of(item.nodeid, told)
     if report.when == "teardown":
-        setattr(report, TOLD, run.told_at_last())
+        setattr(report, TOLD, run.told_at_last(spent=verbosity >= 0))
     elif report.when == "call" or report.failed:
         how: dict[str, Any] = {
             "failed": report.failed,
             "drawn": bool(set("PA") & set(item.config.option.reportchars)),
-            "verbosity": item.config.get_verbosity(),
+            "verbosity": verbosity,
+            "ascii_only": ascii_only(item.config),
             "shown": str(report.longrepr),
         }
         if not run.idle:

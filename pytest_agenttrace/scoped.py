@@ -162,28 +162,26 @@ class Runs:
         ended, self._untold = self._untold, []
         return ended
 
-    def sections(
-        self, item: pytest.Item, *, failed: bool, drawn: bool, verbosity: int, shown: str, alone: bool
-    ) -> Iterator[tuple[str, str]]:
-        """The runs that a test reads, drawn; `alone` where it has no trace of its own."""
+    def sections(self, item: pytest.Item, *, alone: bool, **how: Any) -> Iterator[tuple[str, str]]:
+        """The runs that a test reads, drawn as `Run.sections` has it; `alone` where it has no trace of its own."""
         runs = self.of(item)
         for held in runs:
             of = "" if alone and len(runs) == 1 else f" of {held.place.fixture}"
             about = held.about.get(item)
-            parts = held.run.sections(failed=failed, drawn=drawn, verbosity=verbosity, shown=shown, about=about)
+            parts = held.run.sections(about=about, **how)
             yield from ((f"{title}{of}", text) for title, text in parts)
 
 
 RUNS = pytest.StashKey[Runs]()
 
 
-def told_of(ended: Sequence[_Held]) -> list[tuple[str, dict[str, Any]]]:
+def told_of(ended: Sequence[_Held], *, spent: bool) -> list[tuple[str, dict[str, Any]]]:
     """What runs tell the end of the whole run, each under a name."""
     told: list[tuple[str, dict[str, Any]]] = []
     for held in ended:
         facts = held.run.told(failed=held.run.failed)
         told.append((held.place.target, {"misses": facts.pop("misses")}))
-        told.append((held.place.name, facts | held.run.told_at_last()))
+        told.append((held.place.name, facts | held.run.told_at_last(spent=spent)))
     return told
 
 

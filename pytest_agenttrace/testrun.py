@@ -195,6 +195,10 @@ class Run:
             "warned": warned,
             "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses],
         }
+        if self.verdict is not None:
+            tolerance = (self.settings or Settings()).tolerance
+            judged = [*tolerance.failing(self.verdict.findings), *self.verdict.warned]
+            told["forgiven"] = [finding.kind for finding in self.verdict.findings if finding not in judged]
         if not failed and self._incomplete is not None:  # a failure shows it by itself
             told["incomplete"] = self._incomplete
         if differences := self._cost_differences():
@@ -212,13 +216,28 @@ class Run:
         except StoreError:  # told as the test's own failure
             return []
 
-    def told_at_last(self) -> dict[str, Any]:
-        """What the teardown's report carries."""
+    def spent(self) -> dict[str, list[int | str | None]]:
+        """Tokens and USD by node, and under "" of the whole test, as a report carries them; nothing where nobody has
+        read a trace."""
+        from pytest_agenttrace.ledger import plain, spent_by
+        from pytest_agenttrace.store import StoreError
+
+        try:
+            trace = self.trace.peek() if self.trace is not None else None
+        except StoreError:  # told as the test's own failure
+            trace = None
+        spent: dict[str, list[int | str | None]] = plain({} if trace is None else spent_by(trace, self._price))
+        return spent
+
+    def told_at_last(self, *, spent: bool) -> dict[str, Any]:
+        """What the teardown's report carries; `spent` where somebody asks what was used."""
         if self.cassette is None or self.use is None:
             return {}
         from pytest_agenttrace.rerecord import made
 
         told: dict[str, Any] = {"cassette": self.use.plain()}
+        if spent:
+            told["spent"] = self.spent()
         if self.cassette.recording:
             told["recorded"] = made(self.cassette, self._price).plain()
         elif self.max_age is not None and (days := self.cassette.age) is not None and days > self.max_age:
@@ -228,7 +247,14 @@ class Run:
         return told
 
     def sections(
-        self, *, failed: bool, drawn: bool, verbosity: int, shown: str, about: Sequence[str] | None = None
+        self,
+        *,
+        failed: bool,
+        drawn: bool,
+        verbosity: int,
+        shown: str,
+        ascii_only: bool = False,
+        about: Sequence[str] | None = None,
     ) -> Iterator[tuple[str, str]]:
         """What a test needs beside its message, which is `shown`: misses its own error hides, the tree, redirects, the
         store. A title and a text each. `about` are the nodes to mark, by default those the verdict names."""
@@ -240,7 +266,7 @@ class Run:
             if failed and self.store is not None and not self.over:
                 self.store.keep()
             if failed or drawn:
-                parts = list(self._drawn(verbosity, about))
+                parts = list(self._drawn(verbosity, about, ascii_only))
         except (StoreError, OSError) as error:
             told.append(str(error))
         except Exception as error:  # an error in a hook would end the whole run
@@ -250,7 +276,7 @@ class Run:
         yield from (("Captured findings", text) for text in dict.fromkeys(told) if text not in shown)
         yield from parts
 
-    def _drawn(self, verbosity: int, about: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+    def _drawn(self, verbosity: int, about: Sequence[str] | None, ascii_only: bool) -> Iterator[tuple[str, str]]:
         """The tree, HTTP that is none of the model's, what a recording has changed, and what the code asked of MLflow
         and did not get."""
         trace = self.trace.peek() if self.trace is not None else None
@@ -258,7 +284,7 @@ class Run:
             depth = 0 if verbosity < 0 else 2 if verbosity > 1 else 1
             if about is None:
                 about = self.verdict.about if self.verdict is not None else ()
-            yield "Captured trace", trace.drawn(about=about, depth=depth)
+            yield "Captured trace", trace.drawn(about=about, depth=depth, ascii_only=ascii_only)
         if self.cassette is not None and (gate := self.cassette.gate) is not None:
             yield "Captured order", f'replies were released by seed {gate.seed}; again: order="shuffle:{gate.seed}"'
         if self.cassette is not None and self.cassette.others:

@@ -47,9 +47,10 @@ def run(suite: Path, *arguments: str, plugins: tuple[str, ...] = (), **variables
 
 
 def section(ran: Session) -> list[str]:
-    """The lines below the heading "agenttrace"."""
+    """The lines below the heading "agenttrace", without what the run has used."""
     found = re.search(r"^-*=* agenttrace =+\n(.*?)(?=^=)", ran.out, re.DOTALL | re.MULTILINE)
-    return found[1].rstrip().splitlines() if found is not None else []
+    lines = found[1].rstrip().splitlines() if found is not None else []
+    return [line for line in lines if not line.startswith(("traced: ", "  dearest: "))]
 
 
 def edit(suite: Path, name: str, old: str, new: str) -> None:

@@ -72,7 +72,7 @@ FLOORS = (
     ("threads",),
     ("model_runs",),
     ("calls",),
-    ("settings",),
+    ("settings", "totals"),
     ("usage", "tree", "environment", "ignoring", "network", "importing", "locking", "inifile"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
