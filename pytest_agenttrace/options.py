@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pytest_agenttrace.inifile import unquoted
 
 if TYPE_CHECKING:
     import pytest
@@ -19,6 +21,7 @@ __all__ = [
     "add_options",
     "ascii_only",
     "baseline_of",
+    "cassettes_of",
     "check_options",
     "early_key",
     "ledger_of",
@@ -109,8 +112,10 @@ def add_options(parser: pytest.Parser) -> None:
         )
         parser.addini(
             "agenttrace_max_age",
-            "days after which a recording is named at the end of the run (default: never)",
-            default="",
+            "whole days after which a recording is named at the end of the run (default: never)",
+            # So that pytest's own TOML table takes a number.
+            type=_number(),
+            default=None,
         )
         parser.addini(
             "agenttrace_prices",
@@ -144,6 +149,7 @@ def check_options(config: pytest.Config) -> None:
     asked = [f"--agenttrace-{name.replace('_', '-')}" for name in _MODES if config.getoption(f"agenttrace_{name}")]
     if len(asked) > 1:
         raise OptionError(f"{' and '.join(asked)} exclude each other: give one of them")
+    cassettes_of(config)
     max_age_of(config)
     early_key(config)
     ledger_of(config)
@@ -161,9 +167,36 @@ def check_options(config: pytest.Config) -> None:
         raise OptionError(f"--agenttrace-record-limit: {limit!r} is no sum of USD, such as 0.50")
 
 
+def _number() -> Any:
+    """The type of an ini key that is a whole number; pytest knows one since 8.4."""
+    import pytest
+
+    return "int" if pytest.version_tuple[:2] >= (8, 4) else "string"
+
+
+def cassettes_of(config: pytest.Config) -> str:
+    """The folder of the cassettes, relative to rootdir. Raises `OptionError` where something else is there."""
+    name = unquoted(_ini(config, "agenttrace_cassettes")) or "cassettes"
+    if (config.rootpath / name).exists() and not (config.rootpath / name).is_dir():
+        raise OptionError(f"agenttrace_cassettes: {name} is a file: name the folder of the cassettes")
+    return name
+
+
+def _ini(config: pytest.Config, key: str) -> str:
+    """The text of an ini key, "" where it is not given; pytest's own words where it has another type."""
+    try:
+        value = config.getini(key)
+    except Exception as error:  # which kind depends on pytest's version
+        raise OptionError(str(error)) from None
+    return "" if value is None else str(value).strip()
+
+
 def max_age_of(config: pytest.Config) -> int | None:
     """Days a recording may be old; None for any."""
-    days = str(config.getini("agenttrace_max_age")).strip()
+    try:
+        days = _ini(config, "agenttrace_max_age")
+    except OptionError as error:
+        raise OptionError(f"agenttrace_max_age is no whole number of days: {error}") from None
     if days and not days.isdecimal():
         raise OptionError(f"agenttrace_max_age: {days!r} is no whole number of days")
     return int(days) if days else None
@@ -200,14 +233,13 @@ def baseline_of(config: pytest.Config) -> Path | None:
 
 def prices_of(config: pytest.Config) -> Prices | None:
     """The project's own file of prices; None where there is none. Raises `OptionError`."""
-    name = str(config.getini("agenttrace_prices"))
-    if not name.strip():
+    name = unquoted(_ini(config, "agenttrace_prices"))
+    if not name:
         return None
-    from pytest_agenttrace.inifile import unquoted
     from pytest_agenttrace.prices import PricesError, read_prices
 
     try:
-        return read_prices(config.rootpath / unquoted(name))
+        return read_prices(config.rootpath / name)
     except PricesError as error:
         raise OptionError(f"agenttrace_prices: {error}") from None
 

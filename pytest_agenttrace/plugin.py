@@ -26,6 +26,7 @@ from pytest_agenttrace.options import (
     OptionError,
     add_options,
     ascii_only,
+    cassettes_of,
     check_options,
     early_key,
     ledger_of,
@@ -98,7 +99,8 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.register(bookkeeper, "agenttrace-ledger")
             if wants_gate(config):
                 config.pluginmanager.register(_gate(config, bookkeeper), "agenttrace-gate")
-        config.pluginmanager.register(Summary(config, config.stash[SESSION]), "agenttrace-summary")
+        cassettes = config.rootpath / cassettes_of(config)
+        config.pluginmanager.register(Summary(config, config.stash[SESSION], cassettes), "agenttrace-summary")
     config.stash[OPEN].enter_context(dummy_key(early_key(config) and mode_of(config) in ("replay", "adopt")))
 
 

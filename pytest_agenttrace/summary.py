@@ -28,8 +28,9 @@ _TESTS_FAILED = 1
 class Summary:
     """Collects what tests tell in their reports; fails the run where a shared cassette holds too much."""
 
-    def __init__(self, config: pytest.Config, session: Session) -> None:
+    def __init__(self, config: pytest.Config, session: Session, cassettes: Path) -> None:
         self._config = config
+        self._cassettes = cassettes
         self._session = session
         self._dropped: dict[str, int] = {}
 
@@ -109,8 +110,7 @@ class Summary:
             yield f"cassettes no test used: not known, only {only} was run"
             return
         root, used = self._config.rootpath, self._session.used()
-        folder = root / str(self._config.getini("agenttrace_cassettes"))
-        files = [path for path in sorted(folder.rglob("*.yaml")) if not path.name.endswith(".partial.yaml")]
+        files = [path for path in sorted(self._cassettes.rglob("*.yaml")) if not path.name.endswith(".partial.yaml")]
         left = [path for path in files if path.resolve() not in used]
         yield f"cassettes no test used: {len(left) or 'none'}"
         yield from (f"  {_shown(path, root)}" for path in left)
