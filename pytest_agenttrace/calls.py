@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -102,7 +102,9 @@ class Call:
     call took, in seconds. `attempt` counts from 1 how often in a row an execution has asked the same, after so many
     vain ones. `injected` names the fault that a test has put in the place of the reply, or into it. `searches` are the
     queries that Google Search was asked for it, `tier` the service tier it was billed as ("standard", "flex",
-    "priority", "provisioned", "batch"), None where the reply does not say.
+    "priority", "provisioned", "batch"), None where the reply does not say. `body` is the request's, as it is recorded,
+    in one form for all texts that mean the same; `reply` the place of its reply in the cassette, from 1, None where it
+    has none.
     """
 
     index: int
@@ -122,6 +124,8 @@ class Call:
     attempt: int = 1
     searches: int = 0
     tier: str | None = None
+    body: bytes = field(default=b"", repr=False, compare=False)
+    reply: int | None = field(default=None, compare=False)
 
     @property
     def node(self) -> str | None:

@@ -85,6 +85,30 @@ def compare(cassettes: tuple[Path, ...], models: tuple[str, ...], date: str | No
     click.echo("\n".join(_as_json(found) if as_json else _as_text(found)))
 
 
+@main.group()
+def report() -> None:
+    """What pytest --agenttrace-ledger has written."""
+
+
+@report.command()
+@click.argument("ledgers", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--output", "-o", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write."
+)
+def merge(ledgers: tuple[Path, ...], output: Path) -> None:
+    """Make one ledger of the LEDGERS of a suite's shards, each named once."""
+    from pytest_agenttrace.ledger import LedgerError, read_ledger, write_ledger
+    from pytest_agenttrace.ledger import merge as merged
+
+    try:
+        whole = merged({path: read_ledger(path) for path in ledgers})
+        write_ledger(output, whole)
+    except LedgerError as error:
+        raise click.UsageError(str(error)) from None
+    tests = f"{len(whole.tests)} test{'' if len(whole.tests) == 1 else 's'}"
+    click.echo(f"{_shown(output)}: {tests} of {len(ledgers)} ledgers")
+
+
 def _project() -> Project:
     try:
         return find_project(Path.cwd())

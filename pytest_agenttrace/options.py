@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pytest_agenttrace.inifile import unquoted
 
 if TYPE_CHECKING:
     import pytest
@@ -13,15 +16,23 @@ if TYPE_CHECKING:
     from pytest_agenttrace.replay import Mode, Spending
 
 __all__ = [
+    "ASCII",
     "OptionError",
     "add_options",
+    "ascii_only",
+    "cassettes_of",
     "check_options",
     "early_key",
+    "ledger_of",
     "max_age_of",
     "mode_of",
     "prices_of",
     "spending_of",
 ]
+
+
+# What xdist's controller tells its workers of its terminal.
+ASCII = "agenttrace_ascii"
 
 
 class OptionError(ValueError):
@@ -63,6 +74,12 @@ def add_options(parser: pytest.Parser) -> None:
             default=False,
             help="After a run of the whole suite, list the cassettes no test has used. Deletes nothing.",
         )
+        group.addoption(
+            "--agenttrace-ledger",
+            metavar="FILE",
+            default=None,
+            help="Write the results of the run as JSON: per test, node and call what ran, what it used and cost.",
+        )
         parser.addini(
             "agenttrace_cassettes",
             "folder of the cassettes, relative to rootdir (default: cassettes)",
@@ -70,8 +87,10 @@ def add_options(parser: pytest.Parser) -> None:
         )
         parser.addini(
             "agenttrace_max_age",
-            "days after which a recording is named at the end of the run (default: never)",
-            default="",
+            "whole days after which a recording is named at the end of the run (default: never)",
+            # So that pytest's own TOML table takes a number.
+            type=_number(),
+            default=None,
         )
         parser.addini(
             "agenttrace_prices",
@@ -105,8 +124,10 @@ def check_options(config: pytest.Config) -> None:
     asked = [f"--agenttrace-{name.replace('_', '-')}" for name in _MODES if config.getoption(f"agenttrace_{name}")]
     if len(asked) > 1:
         raise OptionError(f"{' and '.join(asked)} exclude each other: give one of them")
+    cassettes_of(config)
     max_age_of(config)
     early_key(config)
+    ledger_of(config)
     limit = config.getoption("agenttrace_record_limit")
     if limit is None:
         return
@@ -120,24 +141,61 @@ def check_options(config: pytest.Config) -> None:
         raise OptionError(f"--agenttrace-record-limit: {limit!r} is no sum of USD, such as 0.50")
 
 
+def _number() -> Any:
+    """The type of an ini key that is a whole number; pytest knows one since 8.4."""
+    import pytest
+
+    return "int" if pytest.version_tuple[:2] >= (8, 4) else "string"
+
+
+def cassettes_of(config: pytest.Config) -> str:
+    """The folder of the cassettes, relative to rootdir. Raises `OptionError` where something else is there."""
+    name = unquoted(_ini(config, "agenttrace_cassettes")) or "cassettes"
+    if (config.rootpath / name).exists() and not (config.rootpath / name).is_dir():
+        raise OptionError(f"agenttrace_cassettes: {name} is a file: name the folder of the cassettes")
+    return name
+
+
+def _ini(config: pytest.Config, key: str) -> str:
+    """The text of an ini key, "" where it is not given; pytest's own words where it has another type."""
+    try:
+        value = config.getini(key)
+    except Exception as error:  # which kind depends on pytest's version
+        raise OptionError(str(error)) from None
+    return "" if value is None else str(value).strip()
+
+
 def max_age_of(config: pytest.Config) -> int | None:
     """Days a recording may be old; None for any."""
-    days = str(config.getini("agenttrace_max_age")).strip()
+    try:
+        days = _ini(config, "agenttrace_max_age")
+    except OptionError as error:
+        raise OptionError(f"agenttrace_max_age is no whole number of days: {error}") from None
     if days and not days.isdecimal():
         raise OptionError(f"agenttrace_max_age: {days!r} is no whole number of days")
     return int(days) if days else None
 
 
+def ledger_of(config: pytest.Config) -> Path | None:
+    """The file that the run's ledger is written to; None where it is not. Raises `OptionError`."""
+    given = config.getoption("agenttrace_ledger")
+    if given is None:
+        return None
+    path: Path = config.invocation_params.dir / given
+    if not given or path.is_dir():
+        raise OptionError(f"--agenttrace-ledger: {given!r} is no file to write: name one, such as ledger.json")
+    return path
+
+
 def prices_of(config: pytest.Config) -> Prices | None:
     """The project's own file of prices; None where there is none. Raises `OptionError`."""
-    name = str(config.getini("agenttrace_prices"))
-    if not name.strip():
+    name = unquoted(_ini(config, "agenttrace_prices"))
+    if not name:
         return None
-    from pytest_agenttrace.inifile import unquoted
     from pytest_agenttrace.prices import PricesError, read_prices
 
     try:
-        return read_prices(config.rootpath / unquoted(name))
+        return read_prices(config.rootpath / name)
     except PricesError as error:
         raise OptionError(f"agenttrace_prices: {error}") from None
 
@@ -148,6 +206,19 @@ def spending_of(config: pytest.Config, parts: Path) -> Spending | None:
 
     limit = config.getoption("agenttrace_record_limit")
     return None if limit is None else Spending(Decimal(limit), parts / "spent")
+
+
+def ascii_only(config: pytest.Config) -> bool:
+    """Whether the terminal cannot show the lines that trees are drawn with. xdist's workers are told."""
+    given = getattr(config, "workerinput", None)
+    if given is not None:
+        return bool(given.get(ASCII, False))
+    encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
+    try:
+        "├└│─".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return False
 
 
 def early_key(config: pytest.Config) -> bool:

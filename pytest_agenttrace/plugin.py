@@ -16,19 +16,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace import collect, opening
+from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told
 from pytest_agenttrace.collect import LIMITS, SESSION, failed_by, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
 from pytest_agenttrace.opening import OPEN, PRICES, cassette_of, hold_back, opening_of, price_of
 from pytest_agenttrace.options import (
+    ASCII,
     OptionError,
     add_options,
+    ascii_only,
+    cassettes_of,
     check_options,
     early_key,
+    ledger_of,
     max_age_of,
     mode_of,
     prices_of,
 )
-from pytest_agenttrace.scoped import RUNS, AgentRun, Runs
+from pytest_agenttrace.scoped import RUNS, AgentRun, Runs, told_of
 from pytest_agenttrace.session import Session
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 from pytest_agenttrace.summary import TOLD, TOLD_OF_RUNS, Summary
@@ -88,13 +93,29 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUNS] = Runs()
     config.pluginmanager.register(config.stash[RUNS], "agenttrace-runs")
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Summary(config, config.stash[SESSION]), "agenttrace-summary")
+        if _wants_ledger(config):
+            config.pluginmanager.register(
+                Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config)), "agenttrace-ledger"
+            )
+        cassettes = config.rootpath / cassettes_of(config)
+        config.pluginmanager.register(Summary(config, config.stash[SESSION], cassettes), "agenttrace-summary")
     config.stash[OPEN].enter_context(dummy_key(early_key(config) and mode_of(config) in ("replay", "adopt")))
+
+
+def _wants_ledger(config: pytest.Config) -> bool:
+    """Whether every test's facts are wanted, and not only what its summary needs."""
+    return ledger_of(config) is not None and not config.option.collectonly
 
 
 def _basetemp(config: pytest.Config) -> Path | None:
     factory = getattr(config, "_tmp_path_factory", None)
     return None if factory is None else Path(factory.getbasetemp())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """xdist: a worker is about to start; its reports are shown by the controller's terminal."""
+    node.workerinput[ASCII] = ascii_only(node.config)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -360,17 +381,23 @@ def pytest_runtest_makereport(
     report = yield
     report.user_properties = [(name, _plain(value)) for name, value in report.user_properties]
     run, runs = item.stash.get(_RUN, None), item.config.stash[RUNS]
-    if told := runs.told():
-        setattr(report, TOLD_OF_RUNS, told)
+    verbosity = item.config.get_verbosity()
+    if ended := runs.ended():
+        setattr(report, TOLD_OF_RUNS, told_of(ended, spent=verbosity >= 0))
     if run is None:
         return report
+    if _wants_ledger(item.config):
+        ours = not set(_FIXTURES).isdisjoint(getattr(item, "fixturenames", ()))
+        held = [(held.place.name, held.run) for held in ended]
+        setattr(report, FACTS, facts_told(item, run, held, report.when, ours=ours))
     if report.when == "teardown":
-        setattr(report, TOLD, run.told_at_last())
+        setattr(report, TOLD, run.told_at_last(spent=verbosity >= 0))
     elif report.when == "call" or report.failed:
         how: dict[str, Any] = {
             "failed": report.failed,
             "drawn": bool(set("PA") & set(item.config.option.reportchars)),
-            "verbosity": item.config.get_verbosity(),
+            "verbosity": verbosity,
+            "ascii_only": ascii_only(item.config),
             "shown": str(report.longrepr),
         }
         if not run.idle:

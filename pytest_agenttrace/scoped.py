@@ -7,7 +7,7 @@ budgets, are theirs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pytest_agenttrace.capture import AgentTrace
     from pytest_agenttrace.gemini_server import GeminiServer
 
-__all__ = ["RUNS", "AgentRun", "Runs"]
+__all__ = ["RUNS", "AgentRun", "Runs", "told_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,29 +160,32 @@ class Runs:
         runs[0].about[item] = tuple(dict.fromkeys(overrun.node or "run" for overrun in over))
         return uses, "\n".join(overrun.text for overrun in over) or None
 
-    def told(self) -> list[tuple[str, dict[str, Any]]]:
-        """What runs that have ended since tell the end of the run, each under a name."""
-        told: list[tuple[str, dict[str, Any]]] = []
-        for held in self._untold:
-            facts = held.run.told(failed=held.run.failed)
-            told.append((held.place.target, {"misses": facts.pop("misses")}))
-            told.append((held.place.name, facts | held.run.told_at_last()))
-        self._untold.clear()
-        return told
+    def ended(self) -> list[_Held]:
+        """The runs that have ended since somebody asked."""
+        ended, self._untold = self._untold, []
+        return ended
 
-    def sections(
-        self, item: pytest.Item, *, failed: bool, drawn: bool, verbosity: int, shown: str, alone: bool
-    ) -> Iterator[tuple[str, str]]:
-        """The runs that a test reads, drawn; `alone` where it has no trace of its own."""
+    def sections(self, item: pytest.Item, *, alone: bool, **how: Any) -> Iterator[tuple[str, str]]:
+        """The runs that a test reads, drawn as `Run.sections` has it; `alone` where it has no trace of its own."""
         runs = self.of(item)
         for held in runs:
             of = "" if alone and len(runs) == 1 else f" of {held.place.fixture}"
             about = held.about.get(item)
-            parts = held.run.sections(failed=failed, drawn=drawn, verbosity=verbosity, shown=shown, about=about)
+            parts = held.run.sections(about=about, **how)
             yield from ((f"{title}{of}", text) for title, text in parts)
 
 
 RUNS = pytest.StashKey[Runs]()
+
+
+def told_of(ended: Sequence[_Held], *, spent: bool) -> list[tuple[str, dict[str, Any]]]:
+    """What runs tell the end of the whole run, each under a name."""
+    told: list[tuple[str, dict[str, Any]]] = []
+    for held in ended:
+        facts = held.run.told(failed=held.run.failed)
+        told.append((held.place.target, {"misses": facts.pop("misses")}))
+        told.append((held.place.name, facts | held.run.told_at_last(spent=spent)))
+    return told
 
 
 class AgentRun:

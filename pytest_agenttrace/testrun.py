@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_agenttrace.session import CassetteUse
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_agenttrace.budget import Limit, Use
     from pytest_agenttrace.calls import Pricer
     from pytest_agenttrace.capture import AgentTrace, Verdict
+    from pytest_agenttrace.ledger import FindingFacts, TestFacts
     from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import MlflowStore
 
@@ -50,6 +53,8 @@ class Run:
     # How much had been asked of the cassette when the test was judged.
     _asked: int = 0
     _incomplete: str | None = None
+    # What a ledger will say of it, as long as nothing else is asked.
+    _noted: TestFacts | None = None
 
     @property
     def idle(self) -> bool:
@@ -130,6 +135,65 @@ class Run:
         kind = kinds[0] if kinds else ""
         return CassetteUse(str(cassette.path), not self.own, complete, kind, unused, used, cassette.recording)
 
+    # What a ledger says of it.
+
+    def note(self, root: Path, scratch: Path) -> None:
+        """Hold the facts of a test while its store can be read. Paths are told below `root`, and none below `scratch`,
+        which is another one in each run."""
+        self._noted = self._facts(root, scratch)
+
+    def noted(self, root: Path, scratch: Path) -> TestFacts:
+        """The facts of a test that is over, what its fixtures have asked for in teardown included."""
+        from pytest_agenttrace.ledger import TestFacts
+        from pytest_agenttrace.store import StoreError
+
+        asked_since = self.cassette is not None and self.cassette.asked != self._asked
+        if not self.idle and (self._noted is None or asked_since):
+            with suppress(StoreError):  # nobody has read it since
+                return self._facts(root, scratch)
+        return dataclasses.replace(self._noted or TestFacts(outcome="run"), findings=self._found(scratch))
+
+    def _facts(self, root: Path, scratch: Path) -> TestFacts:
+        from pytest_agenttrace.forest import build_trace
+        from pytest_agenttrace.ledger import TestFacts, facts_of
+        from pytest_agenttrace.prices import Prices
+
+        if self.trace is not None:
+            trace = self.trace.peek()
+        else:
+            spans = self.store.spans() if self.store is not None else ()
+            calls = self.cassette.calls if self.cassette is not None else ()
+            trace = build_trace(spans, calls, self._price) if spans or calls else None
+        bill = (self.price if isinstance(self.price, Prices) else Prices()).bill
+        facts = TestFacts(outcome="run") if trace is None else facts_of(trace, self._price, bill)
+        path = self.cassette.path if self.cassette is not None else None
+        return dataclasses.replace(
+            facts,
+            cassette=None
+            if path is None
+            else (path.relative_to(root) if path.is_relative_to(root) else path).as_posix(),
+            findings=self._found(scratch),
+        )
+
+    def _found(self, scratch: Path) -> tuple[FindingFacts, ...]:
+        """What the witnesses disagreed on, and what became of it."""
+        from pytest_agenttrace.ledger import FindingFacts
+
+        if self.verdict is None:
+            return ()
+        tolerance = (self.settings or Settings()).tolerance
+        failed, warned = tolerance.failing(self.verdict.findings), self.verdict.warned
+        found = (
+            FindingFacts(
+                finding.kind,
+                finding.node,
+                finding.text.partition("\n")[0].replace(str(scratch), "..."),
+                "failed" if finding in failed else "warned" if finding in warned else "allowed",
+            )
+            for finding in self.verdict.findings
+        )
+        return tuple(sorted(found, key=lambda fact: (fact.kind, fact.node or "", fact.text)))
+
     # What the reports tell.
 
     def told(self, *, failed: bool) -> dict[str, Any]:
@@ -141,6 +205,10 @@ class Run:
             "warned": warned,
             "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses],
         }
+        if self.verdict is not None:
+            tolerance = (self.settings or Settings()).tolerance
+            judged = [*tolerance.failing(self.verdict.findings), *self.verdict.warned]
+            told["forgiven"] = [finding.kind for finding in self.verdict.findings if finding not in judged]
         if not failed and self._incomplete is not None:  # a failure shows it by itself
             told["incomplete"] = self._incomplete
         if differences := self._cost_differences():
@@ -158,13 +226,28 @@ class Run:
         except StoreError:  # told as the test's own failure
             return []
 
-    def told_at_last(self) -> dict[str, Any]:
-        """What the teardown's report carries."""
+    def spent(self) -> dict[str, list[int | str | None]]:
+        """Tokens and USD by node, and under "" of the whole test, as a report carries them; nothing where nobody has
+        read a trace."""
+        from pytest_agenttrace.ledger import plain, spent_by
+        from pytest_agenttrace.store import StoreError
+
+        try:
+            trace = self.trace.peek() if self.trace is not None else None
+        except StoreError:  # told as the test's own failure
+            trace = None
+        spent: dict[str, list[int | str | None]] = plain({} if trace is None else spent_by(trace, self._price))
+        return spent
+
+    def told_at_last(self, *, spent: bool) -> dict[str, Any]:
+        """What the teardown's report carries; `spent` where somebody asks what was used."""
         if self.cassette is None or self.use is None:
             return {}
         from pytest_agenttrace.rerecord import made
 
         told: dict[str, Any] = {"cassette": self.use.plain()}
+        if spent:
+            told["spent"] = self.spent()
         if self.cassette.recording:
             told["recorded"] = made(self.cassette, self._price).plain()
         elif self.max_age is not None and (days := self.cassette.age) is not None and days > self.max_age:
@@ -174,7 +257,14 @@ class Run:
         return told
 
     def sections(
-        self, *, failed: bool, drawn: bool, verbosity: int, shown: str, about: Sequence[str] | None = None
+        self,
+        *,
+        failed: bool,
+        drawn: bool,
+        verbosity: int,
+        shown: str,
+        ascii_only: bool = False,
+        about: Sequence[str] | None = None,
     ) -> Iterator[tuple[str, str]]:
         """What a test needs beside its message, which is `shown`: misses its own error hides, the tree, redirects, the
         store. A title and a text each. `about` are the nodes to mark, by default those the verdict names."""
@@ -186,7 +276,7 @@ class Run:
             if failed and self.store is not None and not self.over:
                 self.store.keep()
             if failed or drawn:
-                parts = list(self._drawn(verbosity, about))
+                parts = list(self._drawn(verbosity, about, ascii_only))
         except (StoreError, OSError) as error:
             told.append(str(error))
         except Exception as error:  # an error in a hook would end the whole run
@@ -196,7 +286,7 @@ class Run:
         yield from (("Captured findings", text) for text in dict.fromkeys(told) if text not in shown)
         yield from parts
 
-    def _drawn(self, verbosity: int, about: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+    def _drawn(self, verbosity: int, about: Sequence[str] | None, ascii_only: bool) -> Iterator[tuple[str, str]]:
         """The tree, HTTP that is none of the model's, what a recording has changed, and what the code asked of MLflow
         and did not get."""
         trace = self.trace.peek() if self.trace is not None else None
@@ -204,7 +294,7 @@ class Run:
             depth = 0 if verbosity < 0 else 2 if verbosity > 1 else 1
             if about is None:
                 about = self.verdict.about if self.verdict is not None else ()
-            yield "Captured trace", trace.drawn(about=about, depth=depth)
+            yield "Captured trace", trace.drawn(about=about, depth=depth, ascii_only=ascii_only)
         if self.cassette is not None and (gate := self.cassette.gate) is not None:
             yield "Captured order", f'replies were released by seed {gate.seed}; again: order="shuffle:{gate.seed}"'
         if self.cassette is not None and self.cassette.others:
@@ -216,6 +306,10 @@ class Run:
                 yield "Captured recording", "\n".join(lines)
         if self.store is not None and self.store.requested:
             yield "Captured requests to MLflow", "\n".join(map(_answered, self.store.requested))
+
+
+def _below(path: Path, root: Path) -> str:
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _answered(request: str) -> str:

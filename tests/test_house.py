@@ -18,10 +18,16 @@ FLOORS = (
     ("__init__", "plugin", "cli"),
     ("scoped",),
     ("opening",),
+    ("bookkeeping",),
     ("collect", "summary", "options"),
-    ("testrun",),
+    ("testrun", "results"),
     ("capture", "session", "rerecord"),
     ("diagnosis",),
+    ("ledger",),
+    ("ledger.merging",),
+    ("ledger.file", "ledger.entry"),
+    ("ledger.requests",),
+    ("ledger.model",),
     ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
     # Behind the store, behind replay, behind prices.
     ("store.reading", "store.obstacles", "replay.live"),
@@ -55,13 +61,13 @@ FLOORS = (
     ("threads",),
     ("model_runs",),
     ("calls",),
-    ("settings",),
+    ("settings", "totals"),
     ("usage", "tree", "environment", "ignoring", "network", "importing", "locking", "inifile"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Rooms behind a front are entered by it and from each other only; what a cassette is, the command line may read too.
-FRONTS = ("store", "replay", "prices", "gemini_server")
+FRONTS = ("store", "replay", "prices", "gemini_server", "ledger")
 
 HEAVY = (
     *("mlflow", "vcr", "langchain", "langgraph", "google", "genai_prices", "pandas", "httpx", "aiohttp"),
@@ -76,7 +82,7 @@ IMPORTERS = {
     "genai_prices": {"prices"},
     "click": {"cli"},
     # The last two for types only.
-    "pytest": {"plugin", "scoped", "opening", "collect", "summary", "options"},
+    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "collect", "summary", "options"},
     "_pytest": set[str](),
 }
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_agenttrace.calls import ModelCall
-from pytest_agenttrace.prices import PriceNotFound, price_call, price_usage
+from pytest_agenttrace.prices import PriceNotFound, Prices, price_call, price_usage
 from pytest_agenttrace.usage import Usage, UsageUnknown, exact_decimals
 from tests.handmade import FLASH, Run, call, tokens
 
@@ -352,3 +352,40 @@ def test_a_price_is_not_rounded_by_the_context_of_the_program() -> None:
     with localcontext(Context(prec=3)):
         assert price_usage(FLASH, usage, SUMMER_2025) == Decimal("0.3703876")
     assert price_usage(FLASH, usage, SUMMER_2025) == Decimal("0.3703876")
+
+
+# What a price is the sum of
+
+
+def test_a_bill_tells_every_token_once_with_its_rate() -> None:
+    lines = Prices().bill(seen(Usage(1000, 100, 1100, 400)))
+    assert [line for line in lines if line.rate in ("input", "cached_input", "output")] == [
+        ("cached_input", 400, Decimal("0.03")),
+        ("input", 600, Decimal("0.3")),
+        ("output", 100, Decimal("2.5")),
+    ]
+    assert sum(line.cost for line in lines) == Decimal("0.000442")
+
+
+@pytest.mark.parametrize(
+    ("usage", "rates"),
+    [(tokens(200_000, 100), ["1.25", "10"]), (tokens(200_001, 100), ["2.5", "15"])],
+)
+def test_a_bill_has_the_rates_of_the_whole_call(usage: Usage, rates: list[str]) -> None:
+    lines = {line.rate: line.usd for line in Prices().bill(seen(usage, model="gemini-2.5-pro"))}
+    assert [lines["input"], lines["output"]] == [Decimal(rate) for rate in rates]
+
+
+@pytest.mark.parametrize("tier", ["standard", "batch"])
+@pytest.mark.parametrize("searches", [0, 2])
+def test_a_bill_is_the_price(tier: str, searches: int) -> None:
+    asked = seen(Usage(1000, 100, 1100), model="gemini-2.5-flash", tier=tier, searches=searches, recorded_at=LATE_2026)
+    lines = Prices().bill(asked)
+    with exact_decimals():
+        assert lines
+        assert sum(line.cost for line in lines) == price_call(asked)
+
+
+@pytest.mark.parametrize("asked", [seen(tokens(1, 1), model="nobody-knows"), seen(None), seen(Usage(1, None, None))])
+def test_what_has_no_price_has_no_bill(asked: ModelCall) -> None:
+    assert Prices().bill(asked) == ()

@@ -465,3 +465,12 @@ print("genai_prices" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0.00015", "False"]
+
+
+def test_a_bill_by_the_file_has_the_files_rates(tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text(
+        "format: 1\nmodels:\n  gemini-2.5-flash:\n    - {input: 1.00, output: 2.00, flex: {input: 0.50}}\n"
+    )
+    price = read_prices(tmp_path / "prices.yaml")
+    asked = ModelCall("gemini-2.5-flash", "write", None, Usage(1000, 100, 1100))
+    assert price.bill(asked) == (("input", 1000, Decimal("1.00")), ("output", 100, Decimal("2.00")))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -16,11 +17,12 @@ from pytest_agenttrace.calls import ModelCall
 from pytest_agenttrace.prices.book import Book, PricesError, read_book, shown_path
 from pytest_agenttrace.prices.comparing import Comparison, Row, compare
 from pytest_agenttrace.prices.pinning import Locked, Used, lock
-from pytest_agenttrace.prices.rates import Entry, count_of, day_of, entry_at, price_of
-from pytest_agenttrace.prices.table import Unlisted, nearest_in_table, table_price
-from pytest_agenttrace.usage import Usage, UsageUnknown
+from pytest_agenttrace.prices.rates import Billed, Entry, Rates, bill_of, count_of, day_of, entry_at, price_of
+from pytest_agenttrace.prices.table import Unlisted, nearest_in_table, table_price, table_rates
+from pytest_agenttrace.usage import Usage, UsageUnknown, exact_decimals
 
 __all__ = [
+    "Billed",
     "Comparison",
     "Locked",
     "PriceNotFound",
@@ -86,6 +88,30 @@ class Prices:
             except Unlisted as error:
                 said = said or str(error)
         raise self._not_found(call, names, said)
+
+    def bill(self, call: ModelCall) -> tuple[Billed, ...]:
+        """What the price of a call is the sum of, to the last digit; empty where it has none, or not by rates alone."""
+        try:
+            cost, rates = self(call), self._rates(call)
+            lines = bill_of(rates, count_of(call.usage or Usage(), call.searches)) if rates is not None else []
+        except (LookupError, UsageUnknown, ValueError):
+            return ()
+        with exact_decimals():
+            whole = sum((line.cost for line in lines), Decimal(0)) == cost
+        return tuple(lines) if whole else ()
+
+    def _rates(self, call: ModelCall) -> Rates | None:
+        """The rates that a call is priced by, found in the order in which prices are."""
+        names, tier = names_of(call), self._tier(call)
+        for name in names:
+            if (entries := self._own(name, call)) is not None:
+                entry = entry_at(entries, day_of(call.recorded_at))
+                return entry.rates_for(tier) if entry is not None else None
+        providers = ("google",) if call.call is not None or call.priced_as else ("google", None)
+        for name, provider in itertools.product(names, providers):
+            with suppress(Unlisted):
+                return table_rates(name, call.recorded_at, provider, tier)
+        return None
 
     def _own(self, name: str, call: ModelCall) -> tuple[Entry, ...] | None:
         """The file's entries for a model. Pins keep verdicts as they are; who asks what another day would have cost

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from typing import NamedTuple
 
 from pytest_agenttrace.usage import Usage, exact_decimals
 
@@ -19,10 +20,12 @@ __all__ = [
     "RATES",
     "TIERS",
     "TOKEN_RATES",
+    "Billed",
     "Counts",
     "Entry",
     "Rate",
     "Rates",
+    "bill_of",
     "count_of",
     "day_of",
     "entry_at",
@@ -139,15 +142,31 @@ def missing_rates(names: Mapping[str, object]) -> tuple[str, str] | None:
     return None
 
 
-def price_of(rates: Rates, counts: Counts) -> Decimal:
-    """USD of these counts. Raises ValueError where they contradict themselves, or do not tell what is asked of them."""
+class Billed(NamedTuple):
+    """So many of one kind, and USD per million of them (searches: per thousand)."""
+
+    rate: str
+    amount: int
+    usd: Decimal
+
+    @property
+    def cost(self) -> Decimal:
+        with exact_decimals():
+            return self.usd * self.amount / (1000 if self.rate in PER_THOUSAND else 1_000_000)
+
+
+def bill_of(rates: Rates, counts: Counts) -> list[Billed]:
+    """What each rate is applied to, nothing included. Raises ValueError where counts contradict themselves, or do not
+    tell what is asked of them."""
     used = _told_apart([name for name in TOKEN_RATES if name in rates], counts)
     used |= {name: counts.get(name, 0) for name in PER_THOUSAND if name in rates}
-    total = Decimal(0)
+    return [Billed(name, count, rates[name].at(counts["input"])) for name, count in used.items()]
+
+
+def price_of(rates: Rates, counts: Counts) -> Decimal:
+    """USD of these counts. Raises ValueError as `bill_of` does."""
     with exact_decimals():
-        for name, count in used.items():
-            total += rates[name].at(counts["input"]) * count / (1000 if name in PER_THOUSAND else 1_000_000)
-    return total
+        return sum((billed.cost for billed in bill_of(rates, counts)), Decimal(0))
 
 
 def _told_apart(names: list[str], counts: Counts) -> dict[str, int]:

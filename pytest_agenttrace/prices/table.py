@@ -14,7 +14,7 @@ from pytest_agenttrace.usage import exact_decimals
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo
 
-__all__ = ["Unlisted", "entry_in_table", "nearest_in_table", "table_price", "table_version"]
+__all__ = ["Unlisted", "entry_in_table", "nearest_in_table", "table_price", "table_rates", "table_version"]
 
 # Our rates by genai-prices' names: the counts it takes, and the prices it gives.
 _USAGE_KEYS = {
@@ -65,6 +65,13 @@ def table_price(
         return calc_price(
             usage, model, provider_id=provider, genai_request_timestamp=moment, price_context=context
         ).total_price
+
+
+def table_rates(model: str, date: datetime | None, provider: str | None, tier: str | None) -> Rates:
+    """The rates that `table_price` applies. Raises `Unlisted`."""
+    found = _find(model, provider)
+    moment = date or datetime.now(UTC)
+    return _rates(found.get_prices(moment, _context(found, tier, moment)), found.id)
 
 
 def _find(model: str, provider: str | None) -> ModelInfo:

@@ -47,7 +47,7 @@ from pytest_agenttrace.replay.scrubbing import Scrubber, project_of, without_key
 from pytest_agenttrace.replay.spending import Spending
 from pytest_agenttrace.replay.upstream import Unscripted, Upstream, ask
 from pytest_agenttrace.threads import THREADS, caller
-from pytest_agenttrace.wire import decode_body, parse_endpoint, read_call
+from pytest_agenttrace.wire import canonical_body, decode_body, parse_endpoint, read_call
 
 __all__ = ["Answering", "Opening", "counted_down"]
 
@@ -232,7 +232,7 @@ class Answering:
         if spared is not None:
             self._spared.add(spared.number)
         reply, call = stand_in(fault, number, asking, endpoint, spared)
-        self._log.answered(call, asked.key("body"))
+        self._log.answered(dataclasses.replace(call, body=asked.body), asked.key("body"))
         return reply if reply is not None else fail(fault)
 
     def _ask_script(self, request: Any, upstream: Upstream, fault: Fault | None) -> dict[str, Any]:
@@ -283,7 +283,8 @@ class Answering:
             at=time.time(),
         )
         altered = call if fault is None else altered_call(fault, call, entry.reply)
-        self._log.answered(altered, asked.key("body"))
+        told = dataclasses.replace(altered, body=entry.request.body, reply=entry.number)
+        self._log.answered(told, asked.key("body"))
 
     def _keep(self, request: Any, response: Mapping[str, Any]) -> None:
         """An exchange that was really made: written where it is one with the model or with a host that the user
@@ -326,6 +327,7 @@ class Answering:
                 duration=duration,
                 at=now.timestamp(),
             )
+            call = dataclasses.replace(call, body=canonical_body(interaction.body))
             fault, plain = begun.fault, plain_reply(interaction.reply, interaction.reply_headers)
             altered = call if fault is None else altered_call(fault, call, plain)
             self._log.answered(altered, begun.asked.key("body"), made=call)

@@ -1,0 +1,151 @@
+"""Ledgers as files: JSON with a shipped schema, written whole or not at all, read with every error named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_agenttrace.ledger.model import Ledger
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+__all__ = [
+    "SCHEMA",
+    "LedgerError",
+    "as_ledger",
+    "generated_schema",
+    "ledger_text",
+    "plain",
+    "read_ledger",
+    "shipped_schema",
+    "write_ledger",
+]
+
+# Where the schema lies in the package.
+SCHEMA = "ledger.schema.json"
+_SHOWN = 5
+
+
+class LedgerError(ValueError):
+    """A ledger that cannot be read, merged or written; the message starts with its path."""
+
+
+def plain(facts: object) -> Any:
+    """Facts as JSON has them: money as text, tuples as lists."""
+    if dataclasses.is_dataclass(facts) and not isinstance(facts, type):
+        return {field.name: plain(getattr(facts, field.name)) for field in dataclasses.fields(facts)}
+    if isinstance(facts, Mapping):
+        return {str(key): plain(value) for key, value in facts.items()}
+    if isinstance(facts, list | tuple):
+        return [plain(value) for value in facts]
+    if isinstance(facts, Decimal):
+        return format(facts, "f")
+    # No subclass of ours: those remember what they count.
+    if isinstance(facts, int) and not isinstance(facts, bool):
+        return int(facts)
+    if facts is None or isinstance(facts, bool) or (isinstance(facts, float) and math.isfinite(facts)):
+        return facts
+    return str(facts)
+
+
+def ledger_text(ledger: Ledger | Mapping[str, Any]) -> str:
+    """A ledger as JSON, tests in the order of their names."""
+    data = plain(ledger)
+    for part in (data, data["times"]):
+        part["tests"] = dict(sorted(part["tests"].items()))
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_ledger(path: Path, ledger: Ledger | Mapping[str, Any]) -> None:
+    """Put a ledger, or its facts as plain data, in its place in one step. Raises `LedgerError`."""
+    text = ledger_text(ledger)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(text.encode("utf-8", "backslashreplace"))
+            Path(name).chmod(0o666 & ~_umask())
+            Path(name).replace(path)
+        except BaseException:
+            with suppress(OSError):
+                Path(name).unlink()
+            raise
+    except OSError as error:
+        raise LedgerError(f"{path}: the ledger cannot be written: {error.strerror or error}") from None
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_ledger(path: Path) -> Ledger:
+    """A ledger from its file. Raises `LedgerError` for one that is none, naming each place that is wrong."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise LedgerError(f"{path}: no such ledger: write one with pytest --agenttrace-ledger {path}") from None
+    except OSError as error:
+        raise LedgerError(f"{path}: the ledger cannot be read: {error.strerror or error}") from None
+    if not text.strip():
+        raise LedgerError(f"{path}: the ledger is empty: the run that was to write it did not")
+    return as_ledger(path, text)
+
+
+def as_ledger(path: Path, text: bytes | str) -> Ledger:
+    """The text of a ledger's file, checked."""
+    from pydantic import ValidationError
+
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LedgerError(f"{path}: no ledger: {error}") from None
+    version = data.get("format") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > 1:
+        raise LedgerError(f"{path}: a ledger of format {version}, written by a newer pytest-agenttrace: install that")
+    if not isinstance(data, dict) or version is None:
+        raise LedgerError(f"{path}: no ledger: it has no 'format'")
+    try:
+        return _adapter().validate_json(text, strict=True)
+    except ValidationError as error:
+        wrong = [f"  {_place(found['loc'])}: {found['msg'].lower()}" for found in error.errors(include_url=False)]
+        more = [f"  and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
+        raise LedgerError("\n".join([f"{path}: no valid ledger", *wrong[:_SHOWN], *more])) from None
+
+
+def _place(location: Sequence[int | str]) -> str:
+    return " > ".join(str(part) for part in location) or "the file"
+
+
+@cache
+def _adapter() -> TypeAdapter[Ledger]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Ledger)
+
+
+def generated_schema() -> str:
+    """The JSON Schema of a ledger, as it is shipped."""
+    schema = _adapter().json_schema(mode="serialization")
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "A ledger of pytest-agenttrace"
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"
+
+
+def shipped_schema() -> str:
+    """The JSON Schema in the package."""
+    return files("pytest_agenttrace.ledger").joinpath(SCHEMA).read_text(encoding="utf-8")

@@ -1,0 +1,60 @@
+"""The ledgers of shards as the one of the whole suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pytest_agenttrace.ledger.file import LedgerError
+from pytest_agenttrace.ledger.model import Ledger, RunFacts, TestFacts, Times
+
+__all__ = ["merge"]
+
+
+def merge(shards: Mapping[Path, Ledger]) -> Ledger:
+    """One ledger of several, by their files: the shards together are the whole suite.
+
+    A test that two shards have run counts once where both say the same; one that a shard has not run is not missing
+    where another has. Limits of the whole run are each shard's own, and no part of it. Raises `LedgerError` where
+    shards contradict each other: a test with two results, other versions.
+    """
+    runs = {path: ledger.run for path, ledger in shards.items()}
+    tests = _tests(shards)
+    stopped = [f"{path.name}: {run.stopped}" for path, run in runs.items() if run.stopped is not None]
+    run = RunFacts(
+        stopped="; ".join(stopped) or None,
+        not_run=tuple(sorted({test for run in runs.values() for test in run.not_run} - tests.keys())),
+        broken=tuple(sorted({file for run in runs.values() for file in run.broken})),
+    )
+    return Ledger(1, _versions(shards), run, tests, _times([ledger.times for ledger in shards.values()]))
+
+
+def _tests(shards: Mapping[Path, Ledger]) -> dict[str, TestFacts]:
+    tests: dict[str, TestFacts] = {}
+    found_in: dict[str, Path] = {}
+    for path, ledger in shards.items():
+        for test, facts in ledger.tests.items():
+            if tests.setdefault(test, facts) != facts:
+                raise LedgerError(f"{path}: {test} has another result than in {found_in[test]}: these are two runs")
+            found_in.setdefault(test, path)
+    return tests
+
+
+def _versions(shards: Mapping[Path, Ledger]) -> dict[str, str]:
+    versions: dict[str, str] = {}
+    found_in: dict[str, Path] = {}
+    for path, ledger in shards.items():
+        for name, version in ledger.versions.items():
+            before = versions.setdefault(name, version)
+            if before != version:
+                raise LedgerError(f"{path}: {name} {version}, but {before} in {found_in[name]}: shards share versions")
+            found_in.setdefault(name, path)
+    return versions
+
+
+def _times(times: Sequence[Times]) -> Times:
+    """As if the shards had run one after the other, from the first one's start."""
+    started = [found.started for found in times if found.started is not None]
+    seconds = [found.seconds for found in times if found.seconds is not None]
+    tests = {test: taken for found in times for test, taken in found.tests.items()}
+    return Times(min(started, default=None), round(sum(seconds), 3) if seconds else None, tests)
