@@ -362,7 +362,8 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
     verdict = run.judge(ended=error is None)
     text = verdict.text if verdict is not None else ""
     if error is None and run.called:
-        text = "\n".join(filter(None, [text, item.config.stash[RUNS].judge(item)]))
+        run.read, wrong = item.config.stash[RUNS].judge(item)
+        text = "\n".join(filter(None, [text, wrong]))
     if error is not None:
         from pytest_agenttrace.capture import cut_traceback, own_words
 
