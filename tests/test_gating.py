@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from pytest_agenttrace.ledger import read_ledger, write_ledger
+from pytest_agenttrace.ledger import Times, read_ledger, write_ledger
 from pytest_agenttrace.report import new_baseline, why_not
 from tests.ledgers import article, ledger
 from tests.projects import Session, cassette_fixture, environment, project_fixture, run_pytest
@@ -242,6 +243,8 @@ def test_a_baseline_over_its_own_budget_is_not_blamed_on_the_branch(suite: Path)
 
 def test_a_baseline_has_no_times_and_keeps_what_was_skipped() -> None:
     old = ledger({"t::a": article(), "t::b": article((1, 1))}, versions={"mlflow": "3.9"})
+    timed = dataclasses.replace(old, times=Times("2026-11-25", 1.0, {"t::a": 0.5}))
+    assert new_baseline(None, timed) == old
     new = ledger({"t::a": article(outcome="skipped", calls=())}, versions={"mlflow": "3.10"})
     moved = new_baseline(old, new)
     assert moved.tests == {"t::a": article()}

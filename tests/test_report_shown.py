@@ -130,6 +130,8 @@ def test_text_stays_on_its_lines_whatever_nodes_are_called() -> None:
     lines = as_text(verdict(ledger(article()), ledger(new)))
     assert lines[1] == "  node 'a\\nb\\x1b[31m' appeared"
     assert all(line.isprintable() for line in lines)
+    stopped = ledger(article(), stopped="a\nb\x1b[31m")
+    assert as_text(verdict(ledger(article()), stopped))[0].startswith("the new run was stopped (a b?[31m)")
 
 
 @pytest.mark.parametrize(
@@ -253,6 +255,11 @@ def test_tests_of_one_workflow_are_averaged() -> None:
     ]
     text = as_markdown(judge(found, "cost"), Traffic(100, (("t::a[*", 1000),)))
     assert "- `research about +151 tokens (mean of 2 tests) x 1,000 runs a day = +$1.35 a month`" in text
+
+
+def test_a_node_inside_of_another_is_in_that_ones_month() -> None:
+    was, now = (traced(call("report|write", used(10, count))) for count in (10, 20))
+    assert [one.node for one in monthly(compare(ledger(was), ledger(now)).rows, Traffic(1))] == ["report"]
 
 
 def test_tests_without_traffic_are_left_out() -> None:
