@@ -232,6 +232,15 @@ def test_a_test_of_another_name_is_renamed_and_compared() -> None:
     assert told(ledger({"t::old": article()}), ledger({"t::new": article()})) == ["informational: t::old is t::new now"]
 
 
+def test_a_file_renamed_is_one_difference() -> None:
+    was, now = ({f"{file}::{n}": article((n, n)) for n in range(7)} for file in ("old.py", "new.py"))
+    assert told(ledger(was), ledger(now)) == [
+        "informational: 7 tests renamed",
+        *(f"  old.py::{n} is new.py::{n} now" for n in range(5)),
+        "  and 2 more",
+    ]
+
+
 def test_two_tests_alike_are_nobodys_new_names() -> None:
     was = ledger({"t::a": article(), "t::b": article()})
     now = ledger({"t::c": article(), "t::d": article()})
