@@ -11,12 +11,14 @@ if TYPE_CHECKING:
 
     from pytest_agenttrace.prices import Prices
     from pytest_agenttrace.replay import Mode, Spending
+    from pytest_agenttrace.testrun import Keep
 
 __all__ = [
     "OptionError",
     "add_options",
     "check_options",
     "early_key",
+    "keep_of",
     "ledger_of",
     "max_age_of",
     "mode_of",
@@ -70,6 +72,13 @@ def add_options(parser: pytest.Parser) -> None:
             default=None,
             help="Write the results of the run as JSON: per test, node and call what ran, what it used and cost.",
         )
+        group.addoption(
+            "--agenttrace-keep",
+            metavar="WHICH",
+            default="failed",
+            help="Whose MLflow stores are kept, below pytest's temporary root: those of failed tests (failed, the "
+            "default), of all that passed or failed (all), or none.",
+        )
         parser.addini(
             "agenttrace_cassettes",
             "folder of the cassettes, relative to rootdir (default: cassettes)",
@@ -99,6 +108,7 @@ def add_options(parser: pytest.Parser) -> None:
         ) from None
 
 
+_KEEP: tuple[Keep, ...] = ("failed", "all", "none")
 _MODES: dict[str, Mode] = {"record": "record", "record_missing": "missing", "adopt": "adopt"}
 
 
@@ -115,6 +125,7 @@ def check_options(config: pytest.Config) -> None:
     max_age_of(config)
     early_key(config)
     ledger_of(config)
+    keep_of(config)
     limit = config.getoption("agenttrace_record_limit")
     if limit is None:
         return
@@ -126,6 +137,15 @@ def check_options(config: pytest.Config) -> None:
         usd = Decimal("NaN")
     if not usd.is_finite() or usd < 0:
         raise OptionError(f"--agenttrace-record-limit: {limit!r} is no sum of USD, such as 0.50")
+
+
+def keep_of(config: pytest.Config) -> Keep:
+    """Whose stores are kept: "failed", "all" or "none"."""
+    asked = config.getoption("agenttrace_keep")
+    for known in _KEEP:
+        if asked == known:
+            return known
+    raise OptionError(f"--agenttrace-keep: {asked!r} is none of {', '.join(_KEEP)}")
 
 
 def max_age_of(config: pytest.Config) -> int | None:
