@@ -21,6 +21,7 @@ __all__ = [
     "OptionError",
     "add_options",
     "ascii_only",
+    "baseline_of",
     "cassettes_of",
     "check_options",
     "early_key",
@@ -89,6 +90,30 @@ def add_options(parser: pytest.Parser) -> None:
             help="Whose MLflow stores are kept, below pytest's temporary root: those of failed tests (failed, the "
             "default), of all that passed or failed (all), or none.",
         )
+        group.addoption(
+            "--agenttrace-baseline",
+            metavar="FILE",
+            default=None,
+            help="Compare the run with a ledger of an earlier one, and fail on what --agenttrace-fail-on names.",
+        )
+        group.addoption(
+            "--agenttrace-update-baseline",
+            action="store_true",
+            default=False,
+            help="Write the baseline from this run, if it is green. A part of the suite updates its own tests only.",
+        )
+        group.addoption(
+            "--agenttrace-fail-on",
+            choices=("breaking", "cost", "request", "informational", "never"),
+            default="cost",
+            help="The least level of differences that fails (default: cost).",
+        )
+        group.addoption(
+            "--agenttrace-tolerance",
+            metavar="PERCENT",
+            default="5%",
+            help="How much more a node may use in a test before it is told as cost (default: 5%%).",
+        )
         parser.addini(
             "agenttrace_cassettes",
             "folder of the cassettes, relative to rootdir (default: cassettes)",
@@ -139,6 +164,7 @@ def check_options(config: pytest.Config) -> None:
     early_key(config)
     ledger_of(config)
     keep_of(config)
+    baseline_of(config)
     limit = config.getoption("agenttrace_record_limit")
     if limit is None:
         return
@@ -204,6 +230,24 @@ def ledger_of(config: pytest.Config) -> Path | None:
     path: Path = config.invocation_params.dir / given
     if not given or path.is_dir():
         raise OptionError(f"--agenttrace-ledger: {given!r} is no file to write: name one, such as ledger.json")
+    return path
+
+
+def baseline_of(config: pytest.Config) -> Path | None:
+    """The file of the baseline; None where nothing is compared. Raises `OptionError`."""
+    given, update = config.getoption("agenttrace_baseline"), config.getoption("agenttrace_update_baseline")
+    if given is None:
+        if update:
+            raise OptionError("--agenttrace-update-baseline: of which file? Name it with --agenttrace-baseline FILE")
+        return None
+    path: Path = config.invocation_params.dir / given
+    if not given or path.is_dir():
+        raise OptionError(f"--agenttrace-baseline: {given!r} is no file: name one, such as baseline.json")
+    if not path.exists() and not update:
+        raise OptionError(
+            f"--agenttrace-baseline: no file {given}: write it with\n"
+            f"  pytest --agenttrace-baseline {given} --agenttrace-update-baseline"
+        )
     return path
 
 

@@ -19,6 +19,7 @@ from pytest_agenttrace import collect, opening
 from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told, outcome_of
 from pytest_agenttrace.collect import LIMITS, SESSION, failed_by, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
+from pytest_agenttrace.gating import Gate, properties_of, wants_gate, wants_properties
 from pytest_agenttrace.opening import OPEN, PRICES, cassette_of, hold_back, opening_of, price_of
 from pytest_agenttrace.options import (
     ASCII,
@@ -95,9 +96,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(config.stash[RUNS], "agenttrace-runs")
     if not hasattr(config, "workerinput"):
         if _wants_ledger(config):
-            config.pluginmanager.register(
-                Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config)), "agenttrace-ledger"
-            )
+            bookkeeper = Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config))
+            config.pluginmanager.register(bookkeeper, "agenttrace-ledger")
+            if wants_gate(config):
+                config.pluginmanager.register(_gate(config, bookkeeper), "agenttrace-gate")
         cassettes = config.rootpath / cassettes_of(config)
         config.pluginmanager.register(Summary(config, config.stash[SESSION], cassettes), "agenttrace-summary")
     config.stash[OPEN].enter_context(dummy_key(early_key(config) and mode_of(config) in ("replay", "adopt")))
@@ -105,7 +107,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _wants_ledger(config: pytest.Config) -> bool:
     """Whether every test's facts are wanted, and not only what its summary needs."""
-    return ledger_of(config) is not None and not config.option.collectonly
+    asked = ledger_of(config) is not None or wants_gate(config) or wants_properties(config)
+    return asked and not config.option.collectonly
+
+
+def _gate(config: pytest.Config, bookkeeper: Bookkeeper) -> Gate:
+    try:
+        return Gate(config, bookkeeper)
+    except OptionError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _basetemp(config: pytest.Config) -> Path | None:
@@ -353,7 +363,8 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
     verdict = run.judge(ended=error is None)
     text = verdict.text if verdict is not None else ""
     if error is None and run.called:
-        text = "\n".join(filter(None, [text, item.config.stash[RUNS].judge(item)]))
+        run.read, wrong = item.config.stash[RUNS].judge(item)
+        text = "\n".join(filter(None, [text, wrong]))
     if error is not None:
         from pytest_agenttrace.capture import cut_traceback, own_words
 
@@ -389,7 +400,10 @@ def pytest_runtest_makereport(
     if _wants_ledger(item.config):
         ours = not set(_FIXTURES).isdisjoint(getattr(item, "fixturenames", ()))
         held = [(held.place.name, held.run) for held in ended]
-        setattr(report, FACTS, facts_told(item, run, held, report.when, ours=ours))
+        told = facts_told(item, run, held, report.when, ours=ours)
+        setattr(report, FACTS, told)
+        if wants_properties(item.config):
+            report.user_properties += properties_of(item.nodeid, told)
     if report.when == "teardown":
         if report.failed:
             report.sections += run.kept_at_last()

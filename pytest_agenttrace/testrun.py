@@ -13,7 +13,7 @@ from pytest_agenttrace.session import CassetteUse
 from pytest_agenttrace.settings import Settings
 
 if TYPE_CHECKING:
-    from pytest_agenttrace.budget import Limit
+    from pytest_agenttrace.budget import Limit, Use
     from pytest_agenttrace.calls import Pricer
     from pytest_agenttrace.capture import AgentTrace, Verdict
     from pytest_agenttrace.ledger import FindingFacts, TestFacts
@@ -38,6 +38,8 @@ class Run:
     trace: AgentTrace | None = None
     settings: Settings | None = None
     limits: list[Limit] | None = None
+    # What a run of its fixtures' used of the test's limits, where it has none of its own.
+    read: tuple[Use, ...] = ()
     # Whether replies nobody asked for are judged with the test, or over all tests that name its cassette.
     own: bool = True
     # Days a recording may be old; None for any.
@@ -66,6 +68,11 @@ class Run:
     def idle(self) -> bool:
         """Whether the test used none of our fixtures."""
         return self.cassette is None and self.store is None
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """What was used of each limit of the test, as it was judged last."""
+        return (*(self.verdict.uses if self.verdict is not None else ()), *self.read)
 
     @property
     def _price(self) -> Pricer:
@@ -110,17 +117,20 @@ class Run:
         return [text for text in verdict.failures if text not in before.failures]
 
     def _judged(self) -> Verdict:
+        from pytest_agenttrace.budget import unjudged
         from pytest_agenttrace.capture import Verdict, judge
         from pytest_agenttrace.store import StoreError
 
         tolerance = (self.settings or Settings()).tolerance
-        given = {"limits": self.limits or (), "tolerance": tolerance, "ended": self._ended, "own": self.own}
+        limits = self.limits or ()
+        given = {"limits": limits, "tolerance": tolerance, "ended": self._ended, "own": self.own}
         try:
             return judge(self.trace, self.cassette, self.store, **given)  # type: ignore[arg-type]  # as it takes them
         except StoreError as error:
-            return Verdict((str(error),), (), (), ())
+            return Verdict((str(error),), (), (), (), unjudged(limits))
         except Exception as error:  # an error in a hook would end the whole run
-            return Verdict((f"{_FAULT}: {type(error).__name__}: {error}",), (), (), ())
+            fault = f"{_FAULT}: {type(error).__name__}: {error}"
+            return Verdict((fault,), (), (), (), unjudged(limits))
 
     def _left(self, cassette: GeminiCassette) -> CassetteUse:
         """What is left of the cassette, for those that share it."""

@@ -33,6 +33,8 @@ def run(command: str) -> str:
         "COLUMNS",
         "CI",
         "BUILD_NUMBER",
+        "GITHUB_ACTIONS",
+        "GITHUB_STEP_SUMMARY",
     )
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     given = shlex.split(command)
