@@ -38,11 +38,13 @@ _FAILURES = (sqlite3.Error, OSError, ValueError, LookupError, TypeError, Attribu
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A kept store: `path` of its database, `artifacts` (a folder beside it, there where something was written to it).
-    `lacks` says what could not be written to it, "" where nothing."""
+    `lacks` says what could not be written to it, "" where nothing; `empty` is true where there is nothing to see in
+    it: no trace of the test's, no run, no prompt and no model."""
 
     path: Path
     artifacts: Path
     lacks: str = ""
+    empty: bool = False
 
     @property
     def command(self) -> str:
@@ -80,7 +82,7 @@ def finish(
     ]
     with suppress(OSError):
         (path.parent / _README).write_text(_readme(path, artifacts, test, outcome), encoding="utf-8")
-    return Kept(path, artifacts, "; ".join(lacks))
+    return Kept(path, artifacts, "; ".join(lacks), empty=_is_empty(path, others))
 
 
 def _tried(otherwise: str, step: Callable[[sqlite3.Connection], None], path: Path) -> Iterator[str]:
@@ -89,6 +91,15 @@ def _tried(otherwise: str, step: Callable[[sqlite3.Connection], None], path: Pat
             step(database)
     except _FAILURES as error:
         yield f"{otherwise}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def _is_empty(path: Path, others: Container[str]) -> bool:
+    with suppress(*_FAILURES), closing(connect(path)) as database:
+        return not (
+            any(found not in others for (found,) in database.execute("SELECT request_id FROM trace_info"))
+            or database.execute("SELECT 1 FROM runs UNION ALL SELECT 1 FROM registered_models").fetchone()
+        )
+    return False
 
 
 def _command(path: Path | str, artifacts: Path | str) -> str:
