@@ -19,7 +19,7 @@ from sqlite3 import connect  # held here: a test may replace it on the module
 from typing import TYPE_CHECKING
 
 from pytest_agenttrace.calls import Asked, ModelCall, Pricer, sum_cost, sum_tokens, sum_usage
-from pytest_agenttrace.store.database import store_uri
+from pytest_agenttrace.store.database import store_uri, without_durability
 from pytest_agenttrace.usage import UnknownTokens, UsageUnknown
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def finish(
 def _tried(otherwise: str, step: Callable[[sqlite3.Connection], None], path: Path) -> Iterator[str]:
     try:
         with closing(connect(path)) as database, database:
+            without_durability(database)
             step(database)
     except _FAILURES as error:
         yield f"{otherwise}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
