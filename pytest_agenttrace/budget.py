@@ -5,14 +5,25 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from pytest_agenttrace.trace import SpanNotFound, TraceReading
 from pytest_agenttrace.usage import UnknownTokens, UsageUnknown, exact_decimals, format_tokens, format_usd
 
-__all__ = ["METRICS", "BudgetError", "Limit", "Overrun", "closest", "overruns", "parse_budget"]
+__all__ = [
+    "METRICS",
+    "BudgetError",
+    "Limit",
+    "Overrun",
+    "Use",
+    "closest",
+    "parse_budget",
+    "unjudged",
+    "weigh",
+    "written",
+]
 
 METRICS = ("tokens", "input_tokens", "output_tokens", "cost", "llm_calls", "tool_calls")
 # More digits than a person writes: the float is the result of arithmetic, not the number meant.
@@ -29,11 +40,27 @@ class BudgetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """An inclusive limit for one metric of a node (None: the whole run). Zero is a limit."""
+    """An inclusive limit for one metric of a node (None: the whole run). Zero is a limit.
+
+    `source` is where it is written, as a person would find it: `test_article.py:12 budget("write", tokens=4000)`.
+    """
 
     node: str | None
     metric: str
     limit: int | Decimal
+    source: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What was used of a limit, in its own unit (tokens, USD or calls); None where that is not known: the test did not
+    come to its end, the node did not run, nobody reported the tokens, a model has no price."""
+
+    node: str | None
+    metric: str
+    limit: int | Decimal
+    used: int | Decimal | None
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +73,9 @@ class Overrun:
     unpriced: str | None = None
 
 
-def parse_budget(args: Sequence[object], kwargs: Mapping[str, object]) -> list[Limit]:
-    """The arguments of one `budget` marker as limits. Raises `BudgetError` with all that is wrong."""
+def parse_budget(args: Sequence[object], kwargs: Mapping[str, object], site: str = "") -> list[Limit]:
+    """The arguments of one `budget` marker, which stands at `site`, as limits. Raises `BudgetError` with all that is
+    wrong."""
     problems: list[str] = []
     node = args[0] if args else None
     if len(args) > 1:
@@ -66,12 +94,19 @@ def parse_budget(args: Sequence[object], kwargs: Mapping[str, object]) -> list[L
         if metric not in kwargs:
             continue
         try:
-            limits.append(Limit(node if isinstance(node, str) else None, metric, _limit(metric, kwargs[metric])))
+            limit, of = _limit(metric, kwargs[metric]), node if isinstance(node, str) else None
+            limits.append(Limit(of, metric, limit, f"{site} budget({written(of, metric, limit)})".lstrip()))
         except BudgetError as error:
             problems.extend(error.problems)
     if problems:
         raise BudgetError(problems)
     return limits
+
+
+def written(node: str | None, metric: str, limit: int | Decimal) -> str:
+    """A limit as the marker's arguments: `"research", tokens=4000`."""
+    value = f'"{limit:f}"' if metric == "cost" else str(limit)
+    return ", ".join([*([] if node is None else [f'"{node}"']), f"{metric}={value}"])
 
 
 def _limit(metric: str, value: object) -> int | Decimal:
@@ -114,30 +149,48 @@ def closest(markers: Iterable[Sequence[Limit]]) -> list[Limit]:
     return list(chosen.values())
 
 
-def overruns(limits: Iterable[Limit], trace: TraceReading) -> list[Overrun]:
-    """Every limit that the trace exceeds, and every one that cannot be judged: a node that did not
-    run, tokens nobody reported, a model without a price. A budget never passes unread."""
+def unjudged(limits: Iterable[Limit]) -> tuple[Use, ...]:
+    """The uses of limits that nothing could be held against."""
+    return tuple(_use(limit, None) for limit in limits)
+
+
+def weigh(limits: Iterable[Limit], trace: TraceReading) -> tuple[tuple[Use, ...], list[Overrun]]:
+    """What the trace used of each limit; and every limit that it exceeds, and every one that cannot be judged: a node
+    that did not run, tokens nobody reported, a model without a price. A budget never passes unread."""
+    uses: list[Use] = []
     found: list[Overrun] = []
     snapshot = trace.snapshot()
     unknown: set[str] = set()
     for limit in limits:
+        used: int | Decimal | None = None
         unpriced: str | None = None
         try:
             part: TraceReading = snapshot if limit.node is None else snapshot[limit.node]
-            text = _judge(limit, part)
+            used = _used(limit, part)
+            text = _over(limit, used)
         except SpanNotFound as error:
             text = None if str(limit.node) in unknown else f"budget: {error}"
             unknown.add(str(limit.node))
         except (LookupError, UsageUnknown) as error:
             text = f"{limit.node or 'run'} {limit.metric} cannot be judged: {error}"
             unpriced = str(error) if isinstance(error, LookupError) else None
+        uses.append(_use(limit, used))
         if text is not None:
             found.append(Overrun(limit.node, text, unpriced))
-    return found
+    return tuple(uses), found
 
 
-def _judge(limit: Limit, part: TraceReading) -> str | None:
+def _use(limit: Limit, used: int | Decimal | None) -> Use:
+    return Use(limit.node, limit.metric, limit.limit, used, limit.source)
+
+
+def _used(limit: Limit, part: TraceReading) -> int | Decimal:
+    """Plain numbers, which compare and travel like any other."""
     used = _USED[limit.metric](part)
+    return Decimal(used) if limit.metric == "cost" else int(used)
+
+
+def _over(limit: Limit, used: int | Decimal) -> str | None:
     if used <= limit.limit:
         return None
     name = limit.node or "run"

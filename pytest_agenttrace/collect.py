@@ -157,9 +157,9 @@ def _read_markers(item: pytest.Item) -> list[str]:
 
     problems: list[str] = []
     limits: list[list[Limit]] = []
-    for mark in item.iter_markers("budget"):
+    for node, mark in item.iter_markers_with_node("budget"):
         try:
-            limits.append(parse_budget(mark.args, mark.kwargs))
+            limits.append(parse_budget(mark.args, mark.kwargs, _site(item, node)))
         except BudgetError as error:
             problems += [f"budget: {problem}" for problem in error.problems]
     problems += [
@@ -173,6 +173,21 @@ def _read_markers(item: pytest.Item) -> list[str]:
     if limits and isinstance(item, pytest.Function):  # a doctest of a module that has a budget needs none
         _use_fixture(item)
     return problems
+
+
+def _site(item: pytest.Item, node: Any) -> str:
+    """Where a marker stands: `test_article.py:12`, the first line of what it marks; of a module the file alone."""
+    file, line = item.location[0], item.location[1]
+    if isinstance(node, pytest.Class):
+        place = node.reportinfo()
+        file, line = _shown(Path(place[0]), item.config.rootpath), place[1]
+    elif node is not item:
+        file, line = _shown(node.path, item.config.rootpath), None
+    return file if line is None else f"{file}:{line + 1}"
+
+
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _use_fixture(item: pytest.Function) -> None:

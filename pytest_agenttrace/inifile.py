@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
-import tomllib
 from pathlib import Path
 
 __all__ = ["ConfigurationError", "Project", "find_project", "unquoted"]
@@ -54,6 +52,8 @@ def find_project(start: Path) -> Project:
 
 def _read(file: Path, tables: tuple[str, ...]) -> dict[str, str] | None:
     """The keys of pytest's table; None where the file has none. A pytest.ini is pytest's also when it is empty."""
+    import configparser
+
     try:
         text = file.read_text(encoding="utf-8")
         found = _toml(text, tables) if file.suffix == ".toml" else _ini(text, tables)
@@ -65,6 +65,8 @@ def _read(file: Path, tables: tuple[str, ...]) -> dict[str, str] | None:
 
 
 def _toml(text: str, tables: tuple[str, ...]) -> dict[str, str] | None:
+    import tomllib
+
     data = tomllib.loads(text)
     for table in tables:
         found: object = data
@@ -76,6 +78,8 @@ def _toml(text: str, tables: tuple[str, ...]) -> dict[str, str] | None:
 
 
 def _ini(text: str, tables: tuple[str, ...]) -> dict[str, str] | None:
+    import configparser
+
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_string(text)
     return dict(parser.items(tables[0])) if parser.has_section(tables[0]) else None

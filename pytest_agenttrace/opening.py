@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace.collect import SESSION, marker_layers
-from pytest_agenttrace.options import mode_of, spending_of
+from pytest_agenttrace.options import cassettes_of, mode_of, spending_of
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def own_path(config: pytest.Config, file: Path, name: str) -> Path:
 
     root = config.rootpath
     module = file.relative_to(root) if file.is_relative_to(root) else _outside(file, root)
-    return cassette_path(root, str(config.getini("agenttrace_cassettes")), str(module), name)
+    return cassette_path(root, cassettes_of(config), str(module), name)
 
 
 def _outside(path: Path, root: Path) -> Path:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pytest_agenttrace.inifile import unquoted
 
 if TYPE_CHECKING:
     import pytest
@@ -14,8 +17,12 @@ if TYPE_CHECKING:
     from pytest_agenttrace.testrun import Keep
 
 __all__ = [
+    "ASCII",
     "OptionError",
     "add_options",
+    "ascii_only",
+    "baseline_of",
+    "cassettes_of",
     "check_options",
     "early_key",
     "keep_of",
@@ -25,6 +32,10 @@ __all__ = [
     "prices_of",
     "spending_of",
 ]
+
+
+# What xdist's controller tells its workers of its terminal.
+ASCII = "agenttrace_ascii"
 
 
 class OptionError(ValueError):
@@ -79,6 +90,30 @@ def add_options(parser: pytest.Parser) -> None:
             help="Whose MLflow stores are kept, below pytest's temporary root: those of failed tests (failed, the "
             "default), of all that passed or failed (all), or none.",
         )
+        group.addoption(
+            "--agenttrace-baseline",
+            metavar="FILE",
+            default=None,
+            help="Compare the run with a ledger of an earlier one, and fail on what --agenttrace-fail-on names.",
+        )
+        group.addoption(
+            "--agenttrace-update-baseline",
+            action="store_true",
+            default=False,
+            help="Write the baseline from this run, if it is green. A part of the suite updates its own tests only.",
+        )
+        group.addoption(
+            "--agenttrace-fail-on",
+            choices=("breaking", "cost", "request", "informational", "never"),
+            default="cost",
+            help="The least level of differences that fails (default: cost).",
+        )
+        group.addoption(
+            "--agenttrace-tolerance",
+            metavar="PERCENT",
+            default="5%",
+            help="How much more a node may use in a test before it is told as cost (default: 5%%).",
+        )
         parser.addini(
             "agenttrace_cassettes",
             "folder of the cassettes, relative to rootdir (default: cassettes)",
@@ -86,8 +121,10 @@ def add_options(parser: pytest.Parser) -> None:
         )
         parser.addini(
             "agenttrace_max_age",
-            "days after which a recording is named at the end of the run (default: never)",
-            default="",
+            "whole days after which a recording is named at the end of the run (default: never)",
+            # So that pytest's own TOML table takes a number.
+            type=_number(),
+            default=None,
         )
         parser.addini(
             "agenttrace_prices",
@@ -122,10 +159,12 @@ def check_options(config: pytest.Config) -> None:
     asked = [f"--agenttrace-{name.replace('_', '-')}" for name in _MODES if config.getoption(f"agenttrace_{name}")]
     if len(asked) > 1:
         raise OptionError(f"{' and '.join(asked)} exclude each other: give one of them")
+    cassettes_of(config)
     max_age_of(config)
     early_key(config)
     ledger_of(config)
     keep_of(config)
+    baseline_of(config)
     limit = config.getoption("agenttrace_record_limit")
     if limit is None:
         return
@@ -139,6 +178,30 @@ def check_options(config: pytest.Config) -> None:
         raise OptionError(f"--agenttrace-record-limit: {limit!r} is no sum of USD, such as 0.50")
 
 
+def _number() -> Any:
+    """The type of an ini key that is a whole number; pytest knows one since 8.4."""
+    import pytest
+
+    return "int" if pytest.version_tuple[:2] >= (8, 4) else "string"
+
+
+def cassettes_of(config: pytest.Config) -> str:
+    """The folder of the cassettes, relative to rootdir. Raises `OptionError` where something else is there."""
+    name = unquoted(_ini(config, "agenttrace_cassettes")) or "cassettes"
+    if (config.rootpath / name).exists() and not (config.rootpath / name).is_dir():
+        raise OptionError(f"agenttrace_cassettes: {name} is a file: name the folder of the cassettes")
+    return name
+
+
+def _ini(config: pytest.Config, key: str) -> str:
+    """The text of an ini key, "" where it is not given; pytest's own words where it has another type."""
+    try:
+        value = config.getini(key)
+    except Exception as error:  # which kind depends on pytest's version
+        raise OptionError(str(error)) from None
+    return "" if value is None else str(value).strip()
+
+
 def keep_of(config: pytest.Config) -> Keep:
     """Whose stores are kept: "failed", "all" or "none"."""
     asked = config.getoption("agenttrace_keep")
@@ -150,7 +213,10 @@ def keep_of(config: pytest.Config) -> Keep:
 
 def max_age_of(config: pytest.Config) -> int | None:
     """Days a recording may be old; None for any."""
-    days = str(config.getini("agenttrace_max_age")).strip()
+    try:
+        days = _ini(config, "agenttrace_max_age")
+    except OptionError as error:
+        raise OptionError(f"agenttrace_max_age is no whole number of days: {error}") from None
     if days and not days.isdecimal():
         raise OptionError(f"agenttrace_max_age: {days!r} is no whole number of days")
     return int(days) if days else None
@@ -167,16 +233,33 @@ def ledger_of(config: pytest.Config) -> Path | None:
     return path
 
 
+def baseline_of(config: pytest.Config) -> Path | None:
+    """The file of the baseline; None where nothing is compared. Raises `OptionError`."""
+    given, update = config.getoption("agenttrace_baseline"), config.getoption("agenttrace_update_baseline")
+    if given is None:
+        if update:
+            raise OptionError("--agenttrace-update-baseline: of which file? Name it with --agenttrace-baseline FILE")
+        return None
+    path: Path = config.invocation_params.dir / given
+    if not given or path.is_dir():
+        raise OptionError(f"--agenttrace-baseline: {given!r} is no file: name one, such as baseline.json")
+    if not path.exists() and not update:
+        raise OptionError(
+            f"--agenttrace-baseline: no file {given}: write it with\n"
+            f"  pytest --agenttrace-baseline {given} --agenttrace-update-baseline"
+        )
+    return path
+
+
 def prices_of(config: pytest.Config) -> Prices | None:
     """The project's own file of prices; None where there is none. Raises `OptionError`."""
-    name = str(config.getini("agenttrace_prices"))
-    if not name.strip():
+    name = unquoted(_ini(config, "agenttrace_prices"))
+    if not name:
         return None
-    from pytest_agenttrace.inifile import unquoted
     from pytest_agenttrace.prices import PricesError, read_prices
 
     try:
-        return read_prices(config.rootpath / unquoted(name))
+        return read_prices(config.rootpath / name)
     except PricesError as error:
         raise OptionError(f"agenttrace_prices: {error}") from None
 
@@ -187,6 +270,19 @@ def spending_of(config: pytest.Config, parts: Path) -> Spending | None:
 
     limit = config.getoption("agenttrace_record_limit")
     return None if limit is None else Spending(Decimal(limit), parts / "spent")
+
+
+def ascii_only(config: pytest.Config) -> bool:
+    """Whether the terminal cannot show the lines that trees are drawn with. xdist's workers are told."""
+    given = getattr(config, "workerinput", None)
+    if given is not None:
+        return bool(given.get(ASCII, False))
+    encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
+    try:
+        "├└│─".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return False
 
 
 def early_key(config: pytest.Config) -> bool:

@@ -19,10 +19,14 @@ from pytest_agenttrace import collect, opening
 from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told, outcome_of
 from pytest_agenttrace.collect import LIMITS, SESSION, failed_by, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
+from pytest_agenttrace.gating import Gate, properties_of, wants_gate, wants_properties
 from pytest_agenttrace.opening import OPEN, PRICES, cassette_of, hold_back, opening_of, price_of
 from pytest_agenttrace.options import (
+    ASCII,
     OptionError,
     add_options,
+    ascii_only,
+    cassettes_of,
     check_options,
     early_key,
     keep_of,
@@ -92,21 +96,37 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(config.stash[RUNS], "agenttrace-runs")
     if not hasattr(config, "workerinput"):
         if _wants_ledger(config):
-            config.pluginmanager.register(
-                Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config)), "agenttrace-ledger"
-            )
-        config.pluginmanager.register(Summary(config, config.stash[SESSION]), "agenttrace-summary")
+            bookkeeper = Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config))
+            config.pluginmanager.register(bookkeeper, "agenttrace-ledger")
+            if wants_gate(config):
+                config.pluginmanager.register(_gate(config, bookkeeper), "agenttrace-gate")
+        cassettes = config.rootpath / cassettes_of(config)
+        config.pluginmanager.register(Summary(config, config.stash[SESSION], cassettes), "agenttrace-summary")
     config.stash[OPEN].enter_context(dummy_key(early_key(config) and mode_of(config) in ("replay", "adopt")))
 
 
 def _wants_ledger(config: pytest.Config) -> bool:
     """Whether every test's facts are wanted, and not only what its summary needs."""
-    return ledger_of(config) is not None and not config.option.collectonly
+    asked = ledger_of(config) is not None or wants_gate(config) or wants_properties(config)
+    return asked and not config.option.collectonly
+
+
+def _gate(config: pytest.Config, bookkeeper: Bookkeeper) -> Gate:
+    try:
+        return Gate(config, bookkeeper)
+    except OptionError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _basetemp(config: pytest.Config) -> Path | None:
     factory = getattr(config, "_tmp_path_factory", None)
     return None if factory is None else Path(factory.getbasetemp())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """xdist: a worker is about to start; its reports are shown by the controller's terminal."""
+    node.workerinput[ASCII] = ascii_only(node.config)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -343,7 +363,8 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
     verdict = run.judge(ended=error is None)
     text = verdict.text if verdict is not None else ""
     if error is None and run.called:
-        text = "\n".join(filter(None, [text, item.config.stash[RUNS].judge(item)]))
+        run.read, wrong = item.config.stash[RUNS].judge(item)
+        text = "\n".join(filter(None, [text, wrong]))
     if error is not None:
         from pytest_agenttrace.capture import cut_traceback, own_words
 
@@ -371,23 +392,28 @@ def pytest_runtest_makereport(
     report = yield
     report.user_properties = [(name, _plain(value)) for name, value in report.user_properties]
     run, runs = item.stash.get(_RUN, None), item.config.stash[RUNS]
+    verbosity = item.config.get_verbosity()
     if ended := runs.ended():
-        setattr(report, TOLD_OF_RUNS, told_of(ended))
+        setattr(report, TOLD_OF_RUNS, told_of(ended, spent=verbosity >= 0))
     if run is None:
         return report
     if _wants_ledger(item.config):
         ours = not set(_FIXTURES).isdisjoint(getattr(item, "fixturenames", ()))
         held = [(held.place.name, held.run) for held in ended]
-        setattr(report, FACTS, facts_told(item, run, held, report.when, ours=ours))
+        told = facts_told(item, run, held, report.when, ours=ours)
+        setattr(report, FACTS, told)
+        if wants_properties(item.config):
+            report.user_properties += properties_of(item.nodeid, told)
     if report.when == "teardown":
         if report.failed:
             report.sections += run.kept_at_last()
-        setattr(report, TOLD, run.told_at_last())
+        setattr(report, TOLD, run.told_at_last(spent=verbosity >= 0))
     elif report.when == "call" or report.failed:
         how: dict[str, Any] = {
             "outcome": outcome_of(report),
             "drawn": bool(set("PA") & set(item.config.option.reportchars)),
-            "verbosity": item.config.get_verbosity(),
+            "verbosity": verbosity,
+            "ascii_only": ascii_only(item.config),
             "shown": str(report.longrepr),
         }
         if not run.idle:

@@ -25,6 +25,7 @@ from pytest_agenttrace.testrun import Run
 if TYPE_CHECKING:
     import os
 
+    from pytest_agenttrace.budget import Use
     from pytest_agenttrace.capture import AgentTrace
     from pytest_agenttrace.gemini_server import GeminiServer
 
@@ -136,54 +137,54 @@ class Runs:
                 found[held.place.fixture] = held
         return list(found.values())
 
-    def judge(self, item: pytest.Item) -> str | None:
-        """What a test's budgets say of the run it reads; None where it has none, or one of its own."""
+    def judge(self, item: pytest.Item) -> tuple[tuple[Use, ...], str | None]:
+        """What the run that a test reads used of the test's limits, and what its budgets say of that. Nothing where it
+        has no limits, no run, or a run of its own."""
         limits = item.stash.get(LIMITS, None)
         names = getattr(item, "fixturenames", ())
         if not limits or "agent_trace" in names or "agent_run" not in names:
-            return None
-        from pytest_agenttrace.budget import overruns
+            return (), None
+        from pytest_agenttrace.budget import unjudged, weigh
 
         runs = self.of(item)
         if len(runs) != 1 or runs[0].count > 1:
             held = ", ".join(
                 run.place.fixture if run.count == 1 else f"{run.place.fixture}: {run.count} runs" for run in runs
             )
-            return f"budget: {f'which of its runs is meant? ({held})' if runs else 'no run: its fixtures held none'}"
+            why = f"which of its runs is meant? ({held})" if runs else "no run: its fixtures held none"
+            return unjudged(limits), f"budget: {why}"
         trace = runs[0].run.trace
         if trace is None:
-            return "budget: nothing was traced"
-        over = overruns(limits, trace)
+            return unjudged(limits), "budget: nothing was traced"
+        uses, over = weigh(limits, trace)
         runs[0].about[item] = tuple(dict.fromkeys(overrun.node or "run" for overrun in over))
-        return "\n".join(overrun.text for overrun in over) or None
+        return uses, "\n".join(overrun.text for overrun in over) or None
 
     def ended(self) -> list[_Held]:
         """The runs that have ended since somebody asked."""
         ended, self._untold = self._untold, []
         return ended
 
-    def sections(
-        self, item: pytest.Item, *, outcome: str, drawn: bool, verbosity: int, shown: str, alone: bool
-    ) -> Iterator[tuple[str, str]]:
-        """The runs that a test reads, drawn; `alone` where it has no trace of its own."""
+    def sections(self, item: pytest.Item, *, alone: bool, **how: Any) -> Iterator[tuple[str, str]]:
+        """The runs that a test reads, drawn as `Run.sections` has it; `alone` where it has no trace of its own."""
         runs = self.of(item)
         for held in runs:
             of = "" if alone and len(runs) == 1 else f" of {held.place.fixture}"
             about = held.about.get(item)
-            parts = held.run.sections(outcome=outcome, drawn=drawn, verbosity=verbosity, shown=shown, about=about)
+            parts = held.run.sections(about=about, **how)
             yield from ((f"{title}{of}", text) for title, text in parts)
 
 
 RUNS = pytest.StashKey[Runs]()
 
 
-def told_of(ended: Sequence[_Held]) -> list[tuple[str, dict[str, Any]]]:
+def told_of(ended: Sequence[_Held], *, spent: bool) -> list[tuple[str, dict[str, Any]]]:
     """What runs tell the end of the whole run, each under a name."""
     told: list[tuple[str, dict[str, Any]]] = []
     for held in ended:
         facts = held.run.told(failed=held.run.failed)
         told.append((held.place.target, {"misses": facts.pop("misses")}))
-        told.append((held.place.name, facts | held.run.told_at_last()))
+        told.append((held.place.name, facts | held.run.told_at_last(spent=spent)))
     return told
 
 

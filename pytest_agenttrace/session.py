@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_agenttrace.environment import sweep_key
+from pytest_agenttrace.totals import Spent, read_spent
 
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
@@ -83,6 +84,9 @@ class Session:
         self.folders: list[Path] = []
         self.late: list[str] = []
         self.warned: dict[str, int] = {}
+        self.forgiven: dict[str, int] = {}
+        # What each test has used, the last time it ran.
+        self.spent: dict[str, Spent] = {}
         self._misses: dict[tuple[str, str], _Edit] = {}
         self._uses: dict[str, dict[str, CassetteUse]] = {}
         # What was asked anew: calls, USD and calls of unknown cost, by test; and how requests were adopted.
@@ -142,9 +146,13 @@ class Session:
             self._temporary.cleanup()
 
     def tell(self, test: str, told: Mapping[str, Any]) -> None:
-        """What one test's report carries: `warned` kinds, `misses` (edit, node, cause, advice), `cassette`, `costs`."""
-        for kind in told.get("warned", ()):
-            self.warned[kind] = self.warned.get(kind, 0) + 1
+        """What one test's report carries: kinds `warned` of and `forgiven`, `misses` (edit, node, cause, advice),
+        `spent`, `cassette`, `costs`."""
+        for counts, kinds in ((self.warned, told.get("warned", ())), (self.forgiven, told.get("forgiven", ()))):
+            for kind in kinds:
+                counts[kind] = counts.get(kind, 0) + 1
+        if "spent" in told:
+            self.spent[test] = read_spent(told["spent"])
         for edit, node, cause, advice in told.get("misses", ()):
             found = self._misses.setdefault((edit, advice), _Edit(cause, advice))
             found.tests[test] = found.nodes[node or "(no node)"] = None

@@ -6,12 +6,13 @@ Hooks of a pytest plugin, registered where the whole run is seen: not in xdist's
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_agenttrace.session import Session
+from pytest_agenttrace.totals import all_lines, lines
 
 if TYPE_CHECKING:
     import pytest
@@ -28,8 +29,9 @@ _TESTS_FAILED = 1
 class Summary:
     """Collects what tests tell in their reports; fails the run where a shared cassette holds too much."""
 
-    def __init__(self, config: pytest.Config, session: Session) -> None:
+    def __init__(self, config: pytest.Config, session: Session, cassettes: Path) -> None:
         self._config = config
+        self._cassettes = cassettes
         self._session = session
         self._dropped: dict[str, int] = {}
 
@@ -53,13 +55,13 @@ class Summary:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         verbosity = self._config.get_verbosity()
         # What fails the run and what has cost money is told in any case.
-        lines = list(self._lines(verbosity)) if verbosity >= 0 else [*self._session.unused()[0], *self._recorded()]
-        lines += (self._session.notes if verbosity >= 0 else []) + self._session.alarms
+        told = list(self._lines(verbosity)) if verbosity >= 0 else [*self._session.unused()[0], *self._recorded()]
+        told += (self._session.notes if verbosity >= 0 else []) + self._session.alarms
         if self._config.getoption("agenttrace_unused"):
-            lines += self._unused_cassettes()
-        if lines:
+            told += self._unused_cassettes()
+        if told:
             terminalreporter.section("agenttrace")
-            for line in lines:
+            for line in told:
                 terminalreporter.line(line)
 
     def _lines(self, verbosity: int) -> Iterator[str]:
@@ -78,7 +80,10 @@ class Summary:
         if warned:
             counts["unused"] = counts.get("unused", 0) + len(warned)
         if counts:
-            yield f"findings warned of: {', '.join(f'{kind} {count}' for kind, count in sorted(counts.items()))}"
+            yield f"findings warned of: {_counted(counts)}"
+        if session.forgiven:
+            yield f"findings forgiven: {_counted(session.forgiven)}"
+        yield from (all_lines if verbosity > 0 else lines)(session.spent)
 
     def _recorded(self) -> Iterator[str]:
         """What was asked anew and what it cost, and whose requests were rewritten."""
@@ -108,11 +113,14 @@ class Summary:
             yield f"cassettes no test used: not known, only {only} was run"
             return
         root, used = self._config.rootpath, self._session.used()
-        folder = root / str(self._config.getini("agenttrace_cassettes"))
-        files = [path for path in sorted(folder.rglob("*.yaml")) if not path.name.endswith(".partial.yaml")]
+        files = [path for path in sorted(self._cassettes.rglob("*.yaml")) if not path.name.endswith(".partial.yaml")]
         left = [path for path in files if path.resolve() not in used]
         yield f"cassettes no test used: {len(left) or 'none'}"
         yield from (f"  {_shown(path, root)}" for path in left)
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
 
 
 def _shown(path: Path, root: Path) -> str:

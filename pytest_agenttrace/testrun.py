@@ -13,7 +13,7 @@ from pytest_agenttrace.session import CassetteUse
 from pytest_agenttrace.settings import Settings
 
 if TYPE_CHECKING:
-    from pytest_agenttrace.budget import Limit
+    from pytest_agenttrace.budget import Limit, Use
     from pytest_agenttrace.calls import Pricer
     from pytest_agenttrace.capture import AgentTrace, Verdict
     from pytest_agenttrace.ledger import FindingFacts, TestFacts
@@ -38,6 +38,8 @@ class Run:
     trace: AgentTrace | None = None
     settings: Settings | None = None
     limits: list[Limit] | None = None
+    # What a run of its fixtures' used of the test's limits, where it has none of its own.
+    read: tuple[Use, ...] = ()
     # Whether replies nobody asked for are judged with the test, or over all tests that name its cassette.
     own: bool = True
     # Days a recording may be old; None for any.
@@ -66,6 +68,11 @@ class Run:
     def idle(self) -> bool:
         """Whether the test used none of our fixtures."""
         return self.cassette is None and self.store is None
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """What was used of each limit of the test, as it was judged last."""
+        return (*(self.verdict.uses if self.verdict is not None else ()), *self.read)
 
     @property
     def _price(self) -> Pricer:
@@ -110,17 +117,20 @@ class Run:
         return [text for text in verdict.failures if text not in before.failures]
 
     def _judged(self) -> Verdict:
+        from pytest_agenttrace.budget import unjudged
         from pytest_agenttrace.capture import Verdict, judge
         from pytest_agenttrace.store import StoreError
 
         tolerance = (self.settings or Settings()).tolerance
-        given = {"limits": self.limits or (), "tolerance": tolerance, "ended": self._ended, "own": self.own}
+        limits = self.limits or ()
+        given = {"limits": limits, "tolerance": tolerance, "ended": self._ended, "own": self.own}
         try:
             return judge(self.trace, self.cassette, self.store, **given)  # type: ignore[arg-type]  # as it takes them
         except StoreError as error:
-            return Verdict((str(error),), (), (), ())
+            return Verdict((str(error),), (), (), (), unjudged(limits))
         except Exception as error:  # an error in a hook would end the whole run
-            return Verdict((f"{_FAULT}: {type(error).__name__}: {error}",), (), (), ())
+            fault = f"{_FAULT}: {type(error).__name__}: {error}"
+            return Verdict((fault,), (), (), (), unjudged(limits))
 
     def _left(self, cassette: GeminiCassette) -> CassetteUse:
         """What is left of the cassette, for those that share it."""
@@ -203,6 +213,10 @@ class Run:
             "warned": warned,
             "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses],
         }
+        if self.verdict is not None:
+            tolerance = (self.settings or Settings()).tolerance
+            judged = [*tolerance.failing(self.verdict.findings), *self.verdict.warned]
+            told["forgiven"] = [finding.kind for finding in self.verdict.findings if finding not in judged]
         if not failed and self._incomplete is not None:  # a failure shows it by itself
             told["incomplete"] = self._incomplete
         if differences := self._cost_differences():
@@ -220,8 +234,21 @@ class Run:
         except StoreError:  # told as the test's own failure
             return []
 
-    def told_at_last(self) -> dict[str, Any]:
-        """What the teardown's report carries."""
+    def spent(self) -> dict[str, list[int | str | None]]:
+        """Tokens and USD by node, and under "" of the whole test, as a report carries them; nothing where nobody has
+        read a trace."""
+        from pytest_agenttrace.ledger import plain, spent_by
+        from pytest_agenttrace.store import StoreError
+
+        try:
+            trace = self.trace.peek() if self.trace is not None else None
+        except StoreError:  # told as the test's own failure
+            trace = None
+        spent: dict[str, list[int | str | None]] = plain({} if trace is None else spent_by(trace, self._price))
+        return spent
+
+    def told_at_last(self, *, spent: bool) -> dict[str, Any]:
+        """What the teardown's report carries; `spent` where somebody asks what was used."""
         told: dict[str, Any] = {}
         if self.keep == "all" and self.kept is not None and not self.kept.empty:  # a failure names its own
             told["kept"] = str(self.kept.path.parent)
@@ -229,7 +256,9 @@ class Run:
             return told
         from pytest_agenttrace.rerecord import made
 
-        told |= {"cassette": self.use.plain()}
+        told["cassette"] = self.use.plain()
+        if spent:
+            told["spent"] = self.spent()
         if self.cassette.recording:
             told["recorded"] = made(self.cassette, self._price).plain()
         elif self.max_age is not None and (days := self.cassette.age) is not None and days > self.max_age:
@@ -273,7 +302,14 @@ class Run:
             yield from _told_of(kept)
 
     def sections(
-        self, *, outcome: str, drawn: bool, verbosity: int, shown: str, about: Sequence[str] | None = None
+        self,
+        *,
+        outcome: str,
+        drawn: bool,
+        verbosity: int,
+        shown: str,
+        ascii_only: bool = False,
+        about: Sequence[str] | None = None,
     ) -> Iterator[tuple[str, str]]:
         """What a test needs beside its message, which is `shown`: misses its own error hides, the tree, redirects, the
         store. A title and a text each. `about` are the nodes to mark, by default those the verdict names."""
@@ -285,7 +321,7 @@ class Run:
         try:
             kept = self.keep_store(outcome)
             if drawn or outcome in _FAILED:
-                parts = list(self._drawn(verbosity, about))
+                parts = list(self._drawn(verbosity, about, ascii_only))
         except (StoreError, OSError) as error:
             told.append(str(error))
         except Exception as error:  # an error in a hook would end the whole run
@@ -297,7 +333,7 @@ class Run:
         if drawn or outcome in _FAILED:
             yield from _told_of(kept)
 
-    def _drawn(self, verbosity: int, about: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+    def _drawn(self, verbosity: int, about: Sequence[str] | None, ascii_only: bool) -> Iterator[tuple[str, str]]:
         """The tree, HTTP that is none of the model's, what a recording has changed, and what the code asked of MLflow
         and did not get."""
         trace = self.trace.peek() if self.trace is not None else None
@@ -305,7 +341,7 @@ class Run:
             depth = 0 if verbosity < 0 else 2 if verbosity > 1 else 1
             if about is None:
                 about = self.verdict.about if self.verdict is not None else ()
-            yield "Captured trace", trace.drawn(about=about, depth=depth)
+            yield "Captured trace", trace.drawn(about=about, depth=depth, ascii_only=ascii_only)
         if self.cassette is not None and (gate := self.cassette.gate) is not None:
             yield "Captured order", f'replies were released by seed {gate.seed}; again: order="shuffle:{gate.seed}"'
         if self.cassette is not None and self.cassette.others:

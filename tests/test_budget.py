@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_agenttrace.budget import METRICS, BudgetError, Limit, closest, overruns, parse_budget
+from pytest_agenttrace.budget import METRICS, BudgetError, Limit, Use, closest, parse_budget, unjudged, weigh
 from pytest_agenttrace.trace import Trace
 from pytest_agenttrace.usage import Tokens, Usage
 from tests.handmade import Run, built, call, tokens
@@ -32,7 +32,7 @@ def article(second: Usage | None = None, model: str = "gemini-2.5-flash") -> Tra
 
 
 def said(*limits: Limit, trace: Trace | None = None) -> list[str]:
-    return [overrun.text for overrun in overruns(limits, trace or article())]
+    return [overrun.text for overrun in weigh(limits, trace or article())[1]]
 
 
 # What may be written
@@ -184,7 +184,7 @@ def test_zero_is_a_limit() -> None:
 
 def test_all_overruns_are_told_with_their_nodes() -> None:
     limits = [Limit("research", "tokens", 2000), Limit(None, "cost", Decimal("0.0025")), Limit("write", "tokens", 9999)]
-    found = overruns(limits, article())
+    _, found = weigh(limits, article())
     assert [(o.node, o.text) for o in found] == [
         ("research", "research 3,534 tokens > 2,000 (+1,534)"),
         (None, "run $0.004601 > $0.0025 (+$0.002101)"),
@@ -197,6 +197,32 @@ def test_executions_are_summed() -> None:
     for step in (1, 2, 3):
         run.model(run.node("agent", graph, step, f"agent:{step}"), tokens(100, 20))
     assert said(Limit("agent", "tokens", 300), trace=built(run)) == ["agent 360 tokens > 300 (+60)"]
+
+
+# What was used
+
+
+def test_each_limit_says_what_was_used_of_it_and_where_it_is_written() -> None:
+    limits = [
+        *parse_budget(("research",), {"tokens": 4_000, "tool_calls": 0}, "test_article.py:12"),
+        *parse_budget((), {"cost": "0.0050"}),
+    ]
+    uses, _ = weigh([*limits, Limit("edit", "tokens", 1)], article())
+    assert uses == (
+        Use("research", "tokens", 4000, 3534, 'test_article.py:12 budget("research", tokens=4000)'),
+        Use("research", "tool_calls", 0, 1, 'test_article.py:12 budget("research", tool_calls=0)'),
+        Use(None, "cost", Decimal("0.005"), Decimal("0.004601"), 'budget(cost="0.0050")'),
+        Use("edit", "tokens", 1, None, ""),
+    )
+    assert [type(use.used) for use in uses] == [int, int, Decimal, type(None)]
+
+
+def test_what_is_not_known_of_a_use_is_none() -> None:
+    limits = [Limit(None, "tokens", 9, "here"), Limit(None, "llm_calls", 9)]
+    assert unjudged(limits) == (Use(None, "tokens", 9, None, "here"), Use(None, "llm_calls", 9, None, ""))
+    uses, _ = weigh([*limits, Limit(None, "cost", Decimal(9))], article(Usage()))
+    assert [use.used for use in uses] == [None, 3, None]
+    assert weigh([Limit(None, "cost", Decimal(9))], article(model="unpriced"))[0][0].used is None
 
 
 # What cannot be judged

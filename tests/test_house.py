@@ -18,8 +18,19 @@ FLOORS = (
     ("__init__", "plugin", "cli"),
     ("scoped",),
     ("opening",),
+    ("gating",),
     ("bookkeeping",),
-    ("collect", "summary", "options"),
+    ("collect", "summary", "options", "diffing"),
+    ("report",),
+    ("report.pull_request",),
+    ("report.baseline", "report.junit"),
+    ("report.text", "report.markdown", "report.plainjson"),
+    ("report.verdict", "report.traffic"),
+    ("report.comparing",),
+    ("report.growth", "report.requests"),
+    ("report.structure", "report.limits", "report.renaming"),
+    ("report.cost",),
+    ("report.differences", "report.wording"),
     ("testrun", "results"),
     ("capture", "session", "rerecord"),
     ("diagnosis",),
@@ -61,13 +72,13 @@ FLOORS = (
     ("threads",),
     ("model_runs",),
     ("calls",),
-    ("settings",),
+    ("settings", "totals"),
     ("usage", "tree", "environment", "ignoring", "network", "importing", "locking", "inifile"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Rooms behind a front are entered by it and from each other only; what a cassette is, the command line may read too.
-FRONTS = ("store", "replay", "prices", "gemini_server", "ledger")
+FRONTS = ("store", "replay", "prices", "gemini_server", "ledger", "report")
 
 HEAVY = (
     *("mlflow", "vcr", "langchain", "langgraph", "google", "genai_prices", "pandas", "httpx", "aiohttp"),
@@ -80,9 +91,9 @@ IMPORTERS = {
     "langsmith": {"replay"},
     "vcr": {"replay"},
     "genai_prices": {"prices"},
-    "click": {"cli"},
+    "click": {"cli", "diffing"},
     # The last two for types only.
-    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "collect", "summary", "options"},
+    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "collect", "summary", "options", "gating"},
     "_pytest": set[str](),
 }
 
