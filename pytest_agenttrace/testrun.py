@@ -250,7 +250,7 @@ class Run:
     def told_at_last(self, *, spent: bool) -> dict[str, Any]:
         """What the teardown's report carries; `spent` where somebody asks what was used."""
         told: dict[str, Any] = {}
-        if self.keep == "all" and self.kept is not None:  # a failure names its own
+        if self.keep == "all" and self.kept is not None and not self.kept.empty:  # a failure names its own
             told["kept"] = str(self.kept.path.parent)
         if self.cassette is None or self.use is None:
             return told
@@ -361,7 +361,7 @@ def _below(path: Path, root: Path) -> str:
 
 def _told_of(kept: Kept | None) -> Iterator[tuple[str, str]]:
     """The command that opens a kept store."""
-    if kept is not None:
+    if kept is not None and not kept.empty:
         yield "Captured store", "\n".join(filter(None, [kept.command, kept.lacks]))
 
 

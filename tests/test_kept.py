@@ -232,6 +232,18 @@ def test_a_failure_prints_the_command_that_opens_its_store(told: Told) -> None:
     assert "stores kept" not in told.session.out
 
 
+def test_a_setup_that_fails_before_anything_ran_prints_no_command(project: Path) -> None:
+    (project / "test_early.py").write_text(
+        "import pytest\n"
+        "@pytest.fixture\n"
+        "def fails(agent_trace): raise RuntimeError('early')\n"
+        "def test_early(fails): pass\n"
+    )
+    ran = run_pytest(project, env=environment())
+    assert "RuntimeError: early" in ran.out
+    assert "Captured store" not in ran.out
+
+
 def test_all_are_kept_in_each_worker_of_xdist(project: Path) -> None:
     ran = run_pytest_on_two(project, "--agenttrace-keep", "all", "-rP", "-q")
     folders = kept_names(project)
@@ -522,6 +534,23 @@ def test_a_retried_node_has_its_numbers_where_the_tree_has_them() -> None:
     found = {span_id: numbers["agenttrace.tokens"] for _, span_id, numbers in _by_span(built(run))}
     assert first.span_id not in found
     assert found[second.span_id] == found[root.span_id] == 40
+
+
+def test_a_store_with_nothing_in_it_is_no_news(factory: StoreFactory) -> None:
+    import mlflow
+
+    with factory.open("empty") as store:
+        assert store.keep().empty
+        mlflow.genai.register_prompt(name="writer", template="Write")
+        assert not store.keep().empty
+
+    def seed() -> None:
+        mlflow.trace(lambda: 1, name="seeded")()
+
+    with factory.open("seeded", seed=seed) as store:
+        assert store.keep().empty
+        mlflow.trace(lambda: 1, name="mine")()
+        assert not store.keep().empty
 
 
 def test_the_readme_shows_the_command() -> None:

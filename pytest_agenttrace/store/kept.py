@@ -19,7 +19,7 @@ from sqlite3 import connect  # held here: a test may replace it on the module
 from typing import TYPE_CHECKING
 
 from pytest_agenttrace.calls import Asked, ModelCall, Pricer, sum_cost, sum_tokens, sum_usage
-from pytest_agenttrace.store.database import store_uri
+from pytest_agenttrace.store.database import store_uri, without_durability
 from pytest_agenttrace.usage import UnknownTokens, UsageUnknown
 
 if TYPE_CHECKING:
@@ -38,11 +38,13 @@ _FAILURES = (sqlite3.Error, OSError, ValueError, LookupError, TypeError, Attribu
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A kept store: `path` of its database, `artifacts` (a folder beside it, there where something was written to it).
-    `lacks` says what could not be written to it, "" where nothing."""
+    `lacks` says what could not be written to it, "" where nothing; `empty` is true where there is nothing to see in
+    it: no trace of the test's, no run, no prompt and no model."""
 
     path: Path
     artifacts: Path
     lacks: str = ""
+    empty: bool = False
 
     @property
     def command(self) -> str:
@@ -80,15 +82,25 @@ def finish(
     ]
     with suppress(OSError):
         (path.parent / _README).write_text(_readme(path, artifacts, test, outcome), encoding="utf-8")
-    return Kept(path, artifacts, "; ".join(lacks))
+    return Kept(path, artifacts, "; ".join(lacks), empty=_is_empty(path, others))
 
 
 def _tried(otherwise: str, step: Callable[[sqlite3.Connection], None], path: Path) -> Iterator[str]:
     try:
         with closing(connect(path)) as database, database:
+            without_durability(database)
             step(database)
     except _FAILURES as error:
         yield f"{otherwise}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def _is_empty(path: Path, others: Container[str]) -> bool:
+    with suppress(*_FAILURES), closing(connect(path)) as database:
+        return not (
+            any(found not in others for (found,) in database.execute("SELECT request_id FROM trace_info"))
+            or database.execute("SELECT 1 FROM runs UNION ALL SELECT 1 FROM registered_models").fetchone()
+        )
+    return False
 
 
 def _command(path: Path | str, artifacts: Path | str) -> str:
