@@ -88,6 +88,8 @@ class Gate:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self._file is None and not self._bookkeeper.results.tests:
+            return
         from pytest_agenttrace.ledger import LedgerError, as_ledger
 
         try:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_agenttrace.budget import Limit, Use
     from pytest_agenttrace.calls import Pricer
     from pytest_agenttrace.capture import AgentTrace, Verdict
-    from pytest_agenttrace.ledger import FindingFacts, TestFacts
+    from pytest_agenttrace.ledger import BudgetFacts, FindingFacts, TestFacts
     from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import Kept, MlflowStore
 
@@ -159,7 +159,8 @@ class Run:
         if not self.idle and (self._noted is None or asked_since):
             with suppress(StoreError):  # nobody has read it since
                 return self._facts(root, scratch)
-        return dataclasses.replace(self._noted or TestFacts(outcome="run"), findings=self._found(scratch))
+        noted = self._noted or TestFacts(outcome="run")
+        return dataclasses.replace(noted, findings=self._found(scratch), budgets=self._weighed())
 
     def _facts(self, root: Path, scratch: Path) -> TestFacts:
         from pytest_agenttrace.forest import build_trace
@@ -181,7 +182,14 @@ class Run:
             if path is None
             else (path.relative_to(root) if path.is_relative_to(root) else path).as_posix(),
             findings=self._found(scratch),
+            budgets=self._weighed(),
         )
+
+    def _weighed(self) -> tuple[BudgetFacts, ...]:
+        """Each limit of the test, and how much of it was used."""
+        from pytest_agenttrace.ledger import BudgetFacts
+
+        return tuple(BudgetFacts(use.node, use.metric, use.limit, use.used) for use in self.uses)
 
     def _found(self, scratch: Path) -> tuple[FindingFacts, ...]:
         """What the witnesses disagreed on, and what became of it."""

@@ -201,6 +201,42 @@ def bare_fixture(tmp_path: Path) -> Path:
     return folder
 
 
+BUDGETS = TESTS.replace("def test_again", "@pytest.mark.budget('write', tokens={limit})\ndef test_again")
+
+
+def test_a_budget_now_exceeded_breaks_and_is_annotated_once(suite: Path) -> None:
+    (suite / "test_it.py").write_text(BUDGETS.format(limit=1100))
+    run(suite, *UPDATE)
+    dearer(suite)
+    # Below the checkout, as GitHub names files.
+    github = {"GITHUB_ACTIONS": "true", "GITHUB_WORKSPACE": str(suite.parent)}
+    found = run(suite, *BASELINE, "-n", "2", plugins=("xdist",), **github)
+    assert found.code == 1
+    assert section(found)[:5] == [
+        "compared with baseline.json",
+        "  breaking",
+        "    passed -> failed",
+        "      in test_it.py::test_again",
+        "    write 1,279 tokens > 1,100 (+179)",
+    ]
+    assert [line for line in found.out.splitlines() if line.startswith("::")] == [
+        "::error file=project/test_it.py,line=13,title=test_it.py%3A%3Atest_again::write 1,279 tokens > 1,100 (+179)"
+    ]
+
+
+def test_a_baseline_over_its_own_budget_is_not_blamed_on_the_branch(suite: Path) -> None:
+    (suite / "test_it.py").write_text(BUDGETS.format(limit=1000))
+    assert run(suite, "--agenttrace-ledger", "baseline.json").code == 1
+    found = run(suite, *BASELINE)
+    assert found.code == 1
+    assert section(found)[:4] == [
+        "compared with baseline.json",
+        "  informational",
+        "    over budget before this change: write 1,067 tokens > 1,000 (+67)",
+        "      1,067 of 1,000 before",
+    ]
+
+
 # Baselines as data
 
 
