@@ -20,7 +20,7 @@ from pytest_agenttrace.testrun import Run
 if TYPE_CHECKING:
     from pytest_agenttrace.ledger import FindingFacts
 
-__all__ = ["FACTS", "Bookkeeper"]
+__all__ = ["FACTS", "Bookkeeper", "outcome_of"]
 
 # An attribute of reports: names, and the facts of each.
 FACTS = "agenttrace_facts"
@@ -86,7 +86,7 @@ class Bookkeeper:
             else:
                 self.results.facts(ungrouped(name), told)
         if report.when is not None and report.when in ("setup", "call", "teardown"):
-            self.results.phase(ungrouped(report.nodeid), report.when, _outcome(report), report.duration)
+            self.results.phase(ungrouped(report.nodeid), report.when, outcome_of(report), report.duration)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self._ledger is None or session.config.option.collectonly:
@@ -127,7 +127,8 @@ class Bookkeeper:
         return f"only {', '.join(shown)} was run"
 
 
-def _outcome(report: pytest.TestReport) -> str:
+def outcome_of(report: pytest.TestReport) -> str:
+    """What a report says of its test, in a ledger's words."""
     if report.outcome == "failed":
         return "failed" if report.when == "call" else "error"
     expected = hasattr(report, "wasxfail")

@@ -43,7 +43,14 @@ def _tolerance(context: click.Context, option: click.Parameter, value: str) -> D
 @click.option(
     "--tolerance", callback=_tolerance, default=f"{TOLERANCE}%", show_default=True, help="Growth that is forgiven."
 )
-@click.option("--format", "how", type=click.Choice(("text", "json", "markdown")), default="text", show_default=True)
+@click.option(
+    "--format",
+    "how",
+    type=click.Choice(("text", "json", "markdown")),
+    default="text",
+    show_default=True,
+    help="What is printed.",
+)
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="The file to write it to.")
 @click.option("--verbose", "-v", is_flag=True, help="Every test by name, all news.")
 def diff(

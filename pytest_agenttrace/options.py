@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pytest_agenttrace.prices import Prices
     from pytest_agenttrace.replay import Mode, Spending
+    from pytest_agenttrace.testrun import Keep
 
 __all__ = [
     "ASCII",
@@ -24,6 +25,7 @@ __all__ = [
     "cassettes_of",
     "check_options",
     "early_key",
+    "keep_of",
     "ledger_of",
     "max_age_of",
     "mode_of",
@@ -82,6 +84,13 @@ def add_options(parser: pytest.Parser) -> None:
             help="Write the results of the run as JSON: per test, node and call what ran, what it used and cost.",
         )
         group.addoption(
+            "--agenttrace-keep",
+            metavar="WHICH",
+            default="failed",
+            help="Whose MLflow stores are kept, below pytest's temporary root: those of failed tests (failed, the "
+            "default), of all that passed or failed (all), or none.",
+        )
+        group.addoption(
             "--agenttrace-baseline",
             metavar="FILE",
             default=None,
@@ -136,6 +145,7 @@ def add_options(parser: pytest.Parser) -> None:
         ) from None
 
 
+_KEEP: tuple[Keep, ...] = ("failed", "all", "none")
 _MODES: dict[str, Mode] = {"record": "record", "record_missing": "missing", "adopt": "adopt"}
 
 
@@ -153,6 +163,7 @@ def check_options(config: pytest.Config) -> None:
     max_age_of(config)
     early_key(config)
     ledger_of(config)
+    keep_of(config)
     baseline_of(config)
     limit = config.getoption("agenttrace_record_limit")
     if limit is None:
@@ -189,6 +200,15 @@ def _ini(config: pytest.Config, key: str) -> str:
     except Exception as error:  # which kind depends on pytest's version
         raise OptionError(str(error)) from None
     return "" if value is None else str(value).strip()
+
+
+def keep_of(config: pytest.Config) -> Keep:
+    """Whose stores are kept: "failed", "all" or "none"."""
+    asked = config.getoption("agenttrace_keep")
+    for known in _KEEP:
+        if asked == known:
+            return known
+    raise OptionError(f"--agenttrace-keep: {asked!r} is none of {', '.join(_KEEP)}")
 
 
 def max_age_of(config: pytest.Config) -> int | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace import collect, opening
-from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told
+from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told, outcome_of
 from pytest_agenttrace.collect import LIMITS, SESSION, failed_by, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
 from pytest_agenttrace.gating import Gate, properties_of, wants_gate, wants_properties
@@ -29,6 +29,7 @@ from pytest_agenttrace.options import (
     cassettes_of,
     check_options,
     early_key,
+    keep_of,
     ledger_of,
     max_age_of,
     mode_of,
@@ -300,7 +301,7 @@ def _defines(plugin: object, fixturedef: pytest.FixtureDef[Any]) -> bool:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     __tracebackhide__ = True
-    item.stash[_RUN] = Run()
+    item.stash[_RUN] = Run(keep=keep_of(item.config))
     try:
         return (yield)
     except BaseException as error:
@@ -404,10 +405,12 @@ def pytest_runtest_makereport(
         if wants_properties(item.config):
             report.user_properties += properties_of(item.nodeid, told)
     if report.when == "teardown":
+        if report.failed:
+            report.sections += run.kept_at_last()
         setattr(report, TOLD, run.told_at_last(spent=verbosity >= 0))
     elif report.when == "call" or report.failed:
         how: dict[str, Any] = {
-            "failed": report.failed,
+            "outcome": outcome_of(report),
             "drawn": bool(set("PA") & set(item.config.option.reportchars)),
             "verbosity": verbosity,
             "ascii_only": ascii_only(item.config),

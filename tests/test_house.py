@@ -41,7 +41,7 @@ FLOORS = (
     ("ledger.model",),
     ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
     # Behind the store, behind replay, behind prices.
-    ("store.reading", "store.obstacles", "replay.live"),
+    ("store.reading", "store.kept", "store.obstacles", "replay.live"),
     ("store.exporter", "store.redirect", "store.spans", "replay.answering", "prices.pinning", "prices.comparing"),
     (
         "store.database",

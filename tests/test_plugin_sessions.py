@@ -232,7 +232,8 @@ def test_warned(agent_trace):
 def test_over():
     app.invoke(SAILS)
 """)
-    ran = run_pytest(project, "-p", "xdist", "-n", "2", "-q", "--junitxml=junit.xml", env=environment())
+    args = ["-p", "xdist", "-n", "2", "-q", "--junitxml=junit.xml", "--agenttrace-keep=none"]
+    ran = run_pytest(project, *args, env=environment())
     assert (ran.code, ran.err) == (1, "")
     assert (
         "run 4,601 tokens > 1 (+4,600)\n"
@@ -320,7 +321,7 @@ def test_over():
 def test_after():
     assert mlflow.get_tracking_uri() == "sqlite:///prod.db"
 """)
-    args = ["-q", "-rP", "-W", "ignore", "-o", "agenttrace_dummy_key=true"]
+    args = ["-q", "-rP", "-W", "ignore", "-o", "agenttrace_dummy_key=true", "--agenttrace-keep=none"]
     ran = run_pytest(project, *args, env=environment())
     assert (ran.code, ran.err) == (1, "")
     tree = (
