@@ -90,13 +90,16 @@ class Gate:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self._file is None and not self._bookkeeper.results.tests:
             return
-        from pytest_agenttrace.ledger import LedgerError, as_ledger
-
         try:
-            run = as_ledger(Path("this run"), json.dumps(self._bookkeeper.ledger(session, int(exitstatus))))
-        except LedgerError as error:
-            self._alarm([str(error)], session)
-            return
+            self._finish(session, int(exitstatus))
+        except Exception as error:  # an error in a hook would end the whole run
+            text = f"the run could not be compared, a fault of pytest-agenttrace's: {type(error).__name__}: {error}"
+            self._alarm([text], session)
+
+    def _finish(self, session: pytest.Session, exitstatus: int) -> None:
+        from pytest_agenttrace.ledger import as_ledger
+
+        run = as_ledger(Path("this run"), json.dumps(self._bookkeeper.ledger(session, exitstatus)))
         verdict = self._compare(run)
         if verdict is not None and not self._update:
             self._tell(verdict, session)

@@ -195,6 +195,25 @@ def test_what_cannot_be_meant_is_said_before_anything_runs(bare: Path, arguments
     assert found.err.replace(f"{bare}/", "") == f"ERROR: {said}\n\n"
 
 
+def test_a_fault_of_our_own_fails_the_run_in_one_line(bare: Path) -> None:
+    write_ledger(bare / "baseline.json", ledger(article()))
+    (bare / "test_it.py").write_text("def test_it():\n    pass\n")
+    (bare / "conftest.py").write_text("from pytest_agenttrace import report\nreport.compare = lambda *given: 1 / 0\n")
+    found = run(bare, *BASELINE)
+    assert found.code == 1
+    assert section(found) == [
+        "the run could not be compared, a fault of pytest-agenttrace's: ZeroDivisionError: division by zero"
+    ]
+
+
+def test_a_run_without_the_plugins_tests_is_no_match_for_a_baseline(bare: Path) -> None:
+    write_ledger(bare / "baseline.json", ledger(article()))
+    (bare / "test_it.py").write_text("def test_it():\n    pass\n")
+    found = run(bare, *BASELINE, "--agenttrace-fail-on=never")
+    assert found.code == 1
+    assert section(found)[1] == "  the new ledger has no tests"
+
+
 @pytest.fixture(name="bare")
 def bare_fixture(tmp_path: Path) -> Path:
     folder = tmp_path / "bare"
