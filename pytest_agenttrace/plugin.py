@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace import collect, opening
+from pytest_agenttrace.accounting import WANTED, Accountant, wanted_of
 from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told
-from pytest_agenttrace.collect import LIMITS, SESSION, failed_by, marker_layers, named_alone
+from pytest_agenttrace.collect import BUDGETS, LIMITS, SESSION, failed_by, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
 from pytest_agenttrace.opening import OPEN, PRICES, cassette_of, hold_back, opening_of, price_of
 from pytest_agenttrace.options import (
@@ -25,6 +26,7 @@ from pytest_agenttrace.options import (
     OptionError,
     add_options,
     ascii_only,
+    budgets_of,
     cassettes_of,
     check_options,
     early_key,
@@ -53,7 +55,7 @@ _FIXTURES = (
 _BUDGET = (
     "budget(node=None, /, *, tokens, input_tokens, output_tokens, cost, llm_calls, tool_calls): "
     "inclusive limits for a node, or for the whole run; cost in USD, as text or Decimal. "
-    "The closest marker wins for each node and metric."
+    "None lifts one. The closest marker wins for each node and metric, then pyproject.toml."
 )
 _AGENT_TRACE = (
     "agent_trace(*, cassette, match='body', order=None, ignore=[], hosts=[], secrets=[], allow=[], warn=[], "
@@ -84,6 +86,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         check_options(config)
         config.stash[PRICES] = prices_of(config)
+        config.stash[BUDGETS] = budgets_of(config)
+        config.stash[WANTED] = wanted_of(config)
     except OptionError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[OPEN].callback(config.stash[SESSION].close)
@@ -97,6 +101,8 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.register(
                 Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config)), "agenttrace-ledger"
             )
+        if config.stash[WANTED].any:
+            config.pluginmanager.register(Accountant(config, config.stash[SESSION]), "agenttrace-accounting")
         cassettes = config.rootpath / cassettes_of(config)
         config.pluginmanager.register(Summary(config, config.stash[SESSION], cassettes), "agenttrace-summary")
     config.stash[OPEN].enter_context(dummy_key(early_key(config) and mode_of(config) in ("replay", "adopt")))
@@ -348,7 +354,8 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
         item.session.shouldstop = "--agenttrace-record-limit is reached"
     if isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
         return
-    run.limits = item.stash.get(LIMITS, None) if "agent_trace" in getattr(item, "fixturenames", ()) else None
+    traced = run.trace is not None or "agent_trace" in getattr(item, "fixturenames", ())
+    run.limits = item.stash.get(LIMITS, None) if traced else None
     verdict = run.judge(ended=error is None)
     text = verdict.text if verdict is not None else ""
     if error is None and run.called:
@@ -383,7 +390,7 @@ def pytest_runtest_makereport(
     run, runs = item.stash.get(_RUN, None), item.config.stash[RUNS]
     verbosity = item.config.get_verbosity()
     if ended := runs.ended():
-        setattr(report, TOLD_OF_RUNS, told_of(ended, spent=verbosity >= 0))
+        setattr(report, TOLD_OF_RUNS, told_of(ended, item.config.stash[WANTED].of_run, spent=verbosity >= 0))
     if run is None:
         return report
     if _wants_ledger(item.config):
@@ -391,7 +398,8 @@ def pytest_runtest_makereport(
         held = [(held.place.name, held.run) for held in ended]
         setattr(report, FACTS, facts_told(item, run, held, report.when, ours=ours))
     if report.when == "teardown":
-        setattr(report, TOLD, run.told_at_last(spent=verbosity >= 0))
+        told = run.told_at_last(spent=verbosity >= 0) | item.config.stash[WANTED].of(item, run)
+        setattr(report, TOLD, told)
     elif report.when == "call" or report.failed:
         how: dict[str, Any] = {
             "failed": report.failed,

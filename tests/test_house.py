@@ -18,11 +18,11 @@ FLOORS = (
     ("__init__", "plugin", "cli"),
     ("scoped",),
     ("opening",),
-    ("bookkeeping",),
+    ("bookkeeping", "accounting"),
     ("collect", "summary", "options"),
     ("testrun", "results"),
     ("capture", "session", "rerecord"),
-    ("diagnosis",),
+    ("diagnosis", "projectbudgets", "runbudget", "limits_used"),
     ("ledger",),
     ("ledger.merging",),
     ("ledger.file", "ledger.entry"),
@@ -62,7 +62,7 @@ FLOORS = (
     ("model_runs",),
     ("calls",),
     ("settings", "totals"),
-    ("usage", "tree", "environment", "ignoring", "network", "importing", "locking", "inifile"),
+    ("usage", "tree", "environment", "ignoring", "network", "importing", "locking", "inifile", "projectfile"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -82,7 +82,7 @@ IMPORTERS = {
     "genai_prices": {"prices"},
     "click": {"cli"},
     # The last two for types only.
-    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "collect", "summary", "options"},
+    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "accounting", "collect", "summary", "options"},
     "_pytest": set[str](),
 }
 
