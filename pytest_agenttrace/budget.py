@@ -15,11 +15,13 @@ from pytest_agenttrace.usage import UnknownTokens, UsageUnknown, exact_decimals,
 __all__ = [
     "METRICS",
     "BudgetError",
+    "Lift",
     "Limit",
     "Overrun",
     "Use",
     "closest",
     "parse_budget",
+    "read_limit",
     "unjudged",
     "weigh",
     "written",
@@ -42,13 +44,23 @@ class BudgetError(ValueError):
 class Limit:
     """An inclusive limit for one metric of a node (None: the whole run). Zero is a limit.
 
-    `source` is where it is written, as a person would find it: `test_article.py:12 budget("write", tokens=4000)`.
+    `source` is where it is written, as a person would find it: `test_article.py:12 budget("write", tokens=4000)`. One
+    that is `demanded` fails where its node does not run; a default holds only where it does.
     """
 
     node: str | None
     metric: str
     limit: int | Decimal
     source: str = field(default="", compare=False)
+    demanded: bool = field(default=True, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Lift:
+    """A marker's word that a metric of a node has no limit, whatever stands further away."""
+
+    node: str | None
+    metric: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +85,9 @@ class Overrun:
     unpriced: str | None = None
 
 
-def parse_budget(args: Sequence[object], kwargs: Mapping[str, object], site: str = "") -> list[Limit]:
-    """The arguments of one `budget` marker, which stands at `site`, as limits. Raises `BudgetError` with all that is
-    wrong."""
+def parse_budget(args: Sequence[object], kwargs: Mapping[str, object], site: str = "") -> list[Limit | Lift]:
+    """The arguments of one `budget` marker, which stands at `site`, as limits; None lifts one. Raises `BudgetError`
+    with all that is wrong."""
     problems: list[str] = []
     node = args[0] if args else None
     if len(args) > 1:
@@ -89,15 +101,19 @@ def parse_budget(args: Sequence[object], kwargs: Mapping[str, object], site: str
         problems.append(f"unknown limit {name!r}{hint} It has {', '.join(METRICS)}")
     if not kwargs:
         problems.append(f"sets no limit: give one of {', '.join(METRICS)}")
-    limits: list[Limit] = []
-    for metric in METRICS:
-        if metric not in kwargs:
+    limits: list[Limit | Lift] = []
+    of = node if isinstance(node, str) else None
+    for metric in (metric for metric in METRICS if metric in kwargs):
+        value = kwargs[metric]
+        if value is None:
+            limits.append(Lift(of, metric))
             continue
         try:
-            limit, of = _limit(metric, kwargs[metric]), node if isinstance(node, str) else None
-            limits.append(Limit(of, metric, limit, f"{site} budget({written(of, metric, limit)})".lstrip()))
+            limit = read_limit(metric, value)
         except BudgetError as error:
-            problems.extend(error.problems)
+            problems += [f"{metric}={value!r} {problem}" for problem in error.problems]
+        else:
+            limits.append(Limit(of, metric, limit, f"{site} budget({written(of, metric, limit)})".lstrip()))
     if problems:
         raise BudgetError(problems)
     return limits
@@ -109,44 +125,46 @@ def written(node: str | None, metric: str, limit: int | Decimal) -> str:
     return ", ".join([*([] if node is None else [f'"{node}"']), f"{metric}={value}"])
 
 
-def _limit(metric: str, value: object) -> int | Decimal:
-    limit = _money(value) if metric == "cost" else _whole(metric, value)
+def read_limit(metric: str, value: object) -> int | Decimal:
+    """The value of one limit. Raises `BudgetError` with what it is instead: `is not a whole number`."""
+    limit = _money(value) if metric == "cost" else _whole(value)
     if limit < 0:
-        raise BudgetError([f"{metric}={value!r} is negative"])
+        raise BudgetError(["is negative"])
     return limit
 
 
-def _whole(metric: str, value: object) -> int:
+def _whole(value: object) -> int:
     if isinstance(value, bool):
-        raise BudgetError([f"{metric}={value!r} is not a number"])
+        raise BudgetError(["is not a number"])
     try:
         return operator.index(value)  # type: ignore[arg-type]  # what is no integer is refused just below
     except TypeError:
-        raise BudgetError([f"{metric}={value!r} is not a whole number"]) from None
+        raise BudgetError(["is not a whole number"]) from None
 
 
 def _money(value: object) -> Decimal:
+    no_amount = BudgetError(['is not an amount of USD: write cost="0.005"'])
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
-        raise BudgetError([f'cost={value!r} is not an amount of USD: write cost="0.005"'])
+        raise no_amount
     try:
         amount = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
     except InvalidOperation:
-        raise BudgetError([f'cost={value!r} is not an amount of USD: write cost="0.005"']) from None
+        raise no_amount from None
     if not amount.is_finite():
-        raise BudgetError([f'cost={value!r} is not an amount of USD: write cost="0.005"'])
+        raise no_amount
     if isinstance(value, float) and len(amount.normalize().as_tuple().digits) > _FLOAT_DIGITS:
-        raise BudgetError([f"cost={value!r} is a float that is not what it seems: write it as text"])
+        raise BudgetError(["is a float that is not what it seems: write it as text"])
     return amount
 
 
-def closest(markers: Iterable[Sequence[Limit]]) -> list[Limit]:
-    """One limit for each node and metric: that of the first marker that has it (closest first), in
-    the order of the markers."""
-    chosen: dict[tuple[str | None, str], Limit] = {}
-    for limits in markers:
-        for limit in limits:
+def closest(layers: Iterable[Sequence[Limit | Lift]]) -> list[Limit]:
+    """One limit for each node and metric: that of the first layer that has it (closest first), in the order of the
+    layers; none where that layer lifts it."""
+    chosen: dict[tuple[str | None, str], Limit | Lift] = {}
+    for layer in layers:
+        for limit in layer:
             chosen.setdefault((limit.node, limit.metric), limit)
-    return list(chosen.values())
+    return [limit for limit in chosen.values() if isinstance(limit, Limit)]
 
 
 def unjudged(limits: Iterable[Limit]) -> tuple[Use, ...]:
@@ -156,12 +174,15 @@ def unjudged(limits: Iterable[Limit]) -> tuple[Use, ...]:
 
 def weigh(limits: Iterable[Limit], trace: TraceReading) -> tuple[tuple[Use, ...], list[Overrun]]:
     """What the trace used of each limit; and every limit that it exceeds, and every one that cannot be judged: a node
-    that did not run, tokens nobody reported, a model without a price. A budget never passes unread."""
+    that did not run, tokens nobody reported, a model without a price. A budget never passes unread; but the default of
+    a node that did not run is none."""
     uses: list[Use] = []
     found: list[Overrun] = []
     snapshot = trace.snapshot()
     unknown: set[str] = set()
     for limit in limits:
+        if limit.node is not None and not limit.demanded and limit.node not in snapshot:
+            continue
         used: int | Decimal | None = None
         unpriced: str | None = None
         try:

@@ -172,7 +172,8 @@ def judge(
     over: list[Overrun] = []
     uses = unjudged(limits)
     if limits and ended and not any(finding.kind in ("missing", "empty") for finding in failing):
-        over = [Overrun(None, f"budget: {evidence.nothing}")]
+        demanded = any(limit.demanded for limit in limits)
+        over = [Overrun(None, f"budget: {evidence.nothing}")] if demanded else []
         if snapshot is not None:
             uses, over = weigh(limits, snapshot)
     if trace is not None and ended:

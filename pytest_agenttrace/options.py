@@ -12,7 +12,9 @@ from pytest_agenttrace.inifile import unquoted
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_agenttrace.budget import Limit
     from pytest_agenttrace.prices import Prices
+    from pytest_agenttrace.projectbudgets import ProjectBudgets
     from pytest_agenttrace.replay import Mode, Spending
     from pytest_agenttrace.testrun import Keep
 
@@ -22,6 +24,7 @@ __all__ = [
     "add_options",
     "ascii_only",
     "baseline_of",
+    "budgets_of",
     "cassettes_of",
     "check_options",
     "early_key",
@@ -30,6 +33,7 @@ __all__ = [
     "max_age_of",
     "mode_of",
     "prices_of",
+    "run_limits_of",
     "spending_of",
 ]
 
@@ -76,6 +80,20 @@ def add_options(parser: pytest.Parser) -> None:
             action="store_true",
             default=False,
             help="After a run of the whole suite, list the cassettes no test has used. Deletes nothing.",
+        )
+        group.addoption(
+            "--agenttrace-budget",
+            metavar="LIMIT",
+            action="append",
+            default=[],
+            help="What all tests together may use: 0.50 or cost=0.50 (USD), tokens=500000. One for each; beats "
+            "[tool.agenttrace.budgets.run] of pyproject.toml.",
+        )
+        group.addoption(
+            "--agenttrace-slack",
+            action="store_true",
+            default=False,
+            help="At the end, name the limits of which no test has used half, with what would do.",
         )
         group.addoption(
             "--agenttrace-ledger",
@@ -262,6 +280,35 @@ def prices_of(config: pytest.Config) -> Prices | None:
         return read_prices(config.rootpath / name)
     except PricesError as error:
         raise OptionError(f"agenttrace_prices: {error}") from None
+
+
+def budgets_of(config: pytest.Config) -> ProjectBudgets | None:
+    """The budgets in pyproject.toml; None where there are none. Raises `OptionError` with all that is wrong."""
+    from pytest_agenttrace.projectfile import ProjectError, read_project
+
+    try:
+        file = read_project(config.rootpath)
+        if file is None:
+            return None
+        from pytest_agenttrace.projectbudgets import read_budgets
+
+        return read_budgets(file)
+    except ProjectError as error:
+        raise OptionError(str(error)) from None
+
+
+def run_limits_of(config: pytest.Config, budgets: ProjectBudgets | None) -> list[Limit]:
+    """The budget of the whole run: the option's for each metric, else the project's. Raises `OptionError`."""
+    given = config.getoption("agenttrace_budget")
+    if not given:
+        return [] if budgets is None else list(budgets.run)
+    from pytest_agenttrace.budget import BudgetError, closest
+    from pytest_agenttrace.runbudget import parse_run_budget
+
+    try:
+        return closest([parse_run_budget(given), () if budgets is None else budgets.run])
+    except BudgetError as error:
+        raise OptionError("\n".join(f"--agenttrace-budget: {problem}" for problem in error.problems)) from None
 
 
 def spending_of(config: pytest.Config, parts: Path) -> Spending | None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace import collect, opening
+from pytest_agenttrace.accounting import WANTED, Accountant, wanted_of
 from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told, outcome_of
-from pytest_agenttrace.collect import LIMITS, SESSION, failed_by, marker_layers, named_alone
+from pytest_agenttrace.collect import BUDGETS, LIMITS, SESSION, failed_by, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
 from pytest_agenttrace.gating import Gate, properties_of, wants_gate, wants_properties
 from pytest_agenttrace.opening import OPEN, PRICES, cassette_of, hold_back, opening_of, price_of
@@ -26,6 +27,7 @@ from pytest_agenttrace.options import (
     OptionError,
     add_options,
     ascii_only,
+    budgets_of,
     cassettes_of,
     check_options,
     early_key,
@@ -55,7 +57,7 @@ _FIXTURES = (
 _BUDGET = (
     "budget(node=None, /, *, tokens, input_tokens, output_tokens, cost, llm_calls, tool_calls): "
     "inclusive limits for a node, or for the whole run; cost in USD, as text or Decimal. "
-    "The closest marker wins for each node and metric."
+    "None lifts one. The closest marker wins for each node and metric, then pyproject.toml."
 )
 _AGENT_TRACE = (
     "agent_trace(*, cassette, match='body', order=None, ignore=[], hosts=[], secrets=[], allow=[], warn=[], "
@@ -86,6 +88,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         check_options(config)
         config.stash[PRICES] = prices_of(config)
+        config.stash[BUDGETS] = budgets_of(config)
+        config.stash[WANTED] = wanted_of(config)
     except OptionError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[OPEN].callback(config.stash[SESSION].close)
@@ -100,6 +104,8 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.register(bookkeeper, "agenttrace-ledger")
             if wants_gate(config):
                 config.pluginmanager.register(_gate(config, bookkeeper), "agenttrace-gate")
+        if config.stash[WANTED].any:
+            config.pluginmanager.register(Accountant(config, config.stash[SESSION]), "agenttrace-accounting")
         cassettes = config.rootpath / cassettes_of(config)
         config.pluginmanager.register(Summary(config, config.stash[SESSION], cassettes), "agenttrace-summary")
     config.stash[OPEN].enter_context(dummy_key(early_key(config) and mode_of(config) in ("replay", "adopt")))
@@ -359,7 +365,8 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
         item.session.shouldstop = "--agenttrace-record-limit is reached"
     if isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
         return
-    run.limits = item.stash.get(LIMITS, None) if "agent_trace" in getattr(item, "fixturenames", ()) else None
+    traced = run.trace is not None or "agent_trace" in getattr(item, "fixturenames", ())
+    run.limits = item.stash.get(LIMITS, None) if traced else None
     verdict = run.judge(ended=error is None)
     text = verdict.text if verdict is not None else ""
     if error is None and run.called:
@@ -394,20 +401,21 @@ def pytest_runtest_makereport(
     run, runs = item.stash.get(_RUN, None), item.config.stash[RUNS]
     verbosity = item.config.get_verbosity()
     if ended := runs.ended():
-        setattr(report, TOLD_OF_RUNS, told_of(ended, spent=verbosity >= 0))
+        setattr(report, TOLD_OF_RUNS, told_of(ended, item.config.stash[WANTED].of_run, spent=verbosity >= 0))
     if run is None:
         return report
     if _wants_ledger(item.config):
         ours = not set(_FIXTURES).isdisjoint(getattr(item, "fixturenames", ()))
         held = [(held.place.name, held.run) for held in ended]
-        told = facts_told(item, run, held, report.when, ours=ours)
-        setattr(report, FACTS, told)
+        facts = facts_told(item, run, held, report.when, ours=ours)
+        setattr(report, FACTS, facts)
         if wants_properties(item.config):
-            report.user_properties += properties_of(item.nodeid, told)
+            report.user_properties += properties_of(item.nodeid, facts)
     if report.when == "teardown":
         if report.failed:
             report.sections += run.kept_at_last()
-        setattr(report, TOLD, run.told_at_last(spent=verbosity >= 0))
+        told = run.told_at_last(spent=verbosity >= 0) | item.config.stash[WANTED].of(item, run)
+        setattr(report, TOLD, told)
     elif report.when == "call" or report.failed:
         how: dict[str, Any] = {
             "outcome": outcome_of(report),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_agenttrace.ledger import BudgetFacts, FindingFacts, TestFacts
     from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import Kept, MlflowStore
+    from pytest_agenttrace.trace import Trace
 
 __all__ = ["Keep", "Run"]
 
@@ -163,16 +164,10 @@ class Run:
         return dataclasses.replace(noted, findings=self._found(scratch), budgets=self._weighed())
 
     def _facts(self, root: Path, scratch: Path) -> TestFacts:
-        from pytest_agenttrace.forest import build_trace
         from pytest_agenttrace.ledger import TestFacts, facts_of
         from pytest_agenttrace.prices import Prices
 
-        if self.trace is not None:
-            trace = self.trace.peek()
-        else:
-            spans = self.store.spans() if self.store is not None else ()
-            calls = self.cassette.calls if self.cassette is not None else ()
-            trace = build_trace(spans, calls, self._price) if spans or calls else None
+        trace = self._seen()
         bill = (self.price if isinstance(self.price, Prices) else Prices()).bill
         facts = TestFacts(outcome="run") if trace is None else facts_of(trace, self._price, bill)
         path = self.cassette.path if self.cassette is not None else None
@@ -190,6 +185,16 @@ class Run:
         from pytest_agenttrace.ledger import BudgetFacts
 
         return tuple(BudgetFacts(use.node, use.metric, use.limit, use.used) for use in self.uses)
+
+    def _seen(self) -> Trace | None:
+        """What was traced and sent, whichever of our fixtures the test has used."""
+        from pytest_agenttrace.forest import build_trace
+
+        if self.trace is not None:
+            return self.trace.peek()
+        spans = self.store.spans() if self.store is not None else ()
+        calls = self.cassette.calls if self.cassette is not None else ()
+        return build_trace(spans, calls, self._price) if spans or calls else None
 
     def _found(self, scratch: Path) -> tuple[FindingFacts, ...]:
         """What the witnesses disagreed on, and what became of it."""
@@ -254,6 +259,29 @@ class Run:
             trace = None
         spent: dict[str, list[int | str | None]] = plain({} if trace is None else spent_by(trace, self._price))
         return spent
+
+    def bill(self) -> dict[str, Any]:
+        """What the test has used, for the budget of the run; empty where it asked for nothing."""
+        from pytest_agenttrace.runbudget import bill_of, unknown_bill
+        from pytest_agenttrace.store import StoreError
+
+        if self.idle:
+            return {}
+        try:
+            trace = self._seen()
+        except StoreError as error:
+            return unknown_bill(str(error))
+        return {} if trace is None else bill_of(trace, self._price)
+
+    def nodes(self) -> list[str]:
+        """The nodes that ran, at any depth."""
+        from pytest_agenttrace.store import StoreError
+
+        try:
+            trace = None if self.idle else self._seen()
+        except StoreError:  # told as the test's own failure
+            trace = None
+        return [] if trace is None else sorted({execution.node for execution in trace.below()})
 
     def told_at_last(self, *, spent: bool) -> dict[str, Any]:
         """What the teardown's report carries; `spent` where somebody asks what was used."""

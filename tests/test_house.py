@@ -19,7 +19,7 @@ FLOORS = (
     ("scoped",),
     ("opening",),
     ("gating",),
-    ("bookkeeping",),
+    ("bookkeeping", "accounting"),
     ("collect", "summary", "options", "diffing"),
     ("report",),
     ("report.pull_request",),
@@ -33,7 +33,7 @@ FLOORS = (
     ("report.differences", "report.wording"),
     ("testrun", "results"),
     ("capture", "session", "rerecord"),
-    ("diagnosis",),
+    ("diagnosis", "projectbudgets", "runbudget", "limits_used"),
     ("ledger",),
     ("ledger.merging",),
     ("ledger.file", "ledger.entry"),
@@ -73,7 +73,7 @@ FLOORS = (
     ("model_runs",),
     ("calls",),
     ("settings", "totals"),
-    ("usage", "tree", "environment", "ignoring", "network", "importing", "locking", "inifile"),
+    ("usage", "tree", "environment", "ignoring", "network", "importing", "locking", "inifile", "projectfile"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -93,7 +93,7 @@ IMPORTERS = {
     "genai_prices": {"prices"},
     "click": {"cli", "diffing"},
     # The last two for types only.
-    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "collect", "summary", "options", "gating"},
+    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "accounting", "collect", "summary", "options", "gating"},
     "_pytest": set[str](),
 }
 

@@ -66,7 +66,7 @@ class TestTypes:
     @pytest.mark.parametrize("number", [1, 2])
     def test_types(self, number): ...
 
-@pytest.mark.budget(tokens=-1, input_tokens=None, cost="-0.1")
+@pytest.mark.budget(tokens=-1, input_tokens=[], cost="-0.1")
 @pytest.mark.budget("", cost="five")
 def test_values(): ...
 
@@ -101,7 +101,7 @@ def test_bad_markers_are_usage_errors_all_at_once(bare: Path, workers: int) -> N
         "test_it.py:16: test_values: budget: the node is a name, not ''",
         "test_it.py:16: test_values: budget: cost='five' is not an amount of USD: write cost=\"0.005\"",
         "test_it.py:16: test_values: budget: tokens=-1 is negative",
-        "test_it.py:16: test_values: budget: input_tokens=None is not a whole number",
+        "test_it.py:16: test_values: budget: input_tokens=[] is not a whole number",
         "test_it.py:16: test_values: budget: cost='-0.1' is negative",
         "test_it.py:20: test_settings: agent_trace: takes keys only, not 'order'",
         "test_it.py:20: test_settings: agent_trace: autolog='langchain' is not a list of MLflow flavors: "
