@@ -106,7 +106,10 @@ class Bookkeeper:
         """The results as they are now, as plain data."""
         stopped = _stopped(session, exitstatus)
         part = None if stopped else self._part()
-        return self.results.ledger(stopped=stopped, part=part, findings=list(self._unused()))
+        from pytest_agenttrace.ledger import BudgetFacts
+
+        budgets = [BudgetFacts(use.node, use.metric, use.limit, use.used) for use in self._session.run_uses]
+        return self.results.ledger(stopped=stopped, part=part, budgets=budgets, findings=list(self._unused()))
 
     def _unused(self) -> Iterator[FindingFacts]:
         """Replies of shared cassettes that no test asked for."""

@@ -17,6 +17,7 @@ import pytest
 from pytest_agenttrace.bookkeeping import Bookkeeper, ungrouped
 from pytest_agenttrace.collect import SESSION
 from pytest_agenttrace.options import OptionError, baseline_of
+from pytest_agenttrace.projectfile import ProjectError
 
 if TYPE_CHECKING:
     from pytest_agenttrace.ledger import Ledger
@@ -55,7 +56,7 @@ class Gate:
 
     def __init__(self, config: pytest.Config, bookkeeper: Bookkeeper) -> None:
         from pytest_agenttrace.ledger import LedgerError, read_ledger
-        from pytest_agenttrace.report import TrafficError, read_tolerance, traffic_of
+        from pytest_agenttrace.report import read_tolerance, traffic_of
 
         self._config = config
         self._bookkeeper = bookkeeper
@@ -73,8 +74,8 @@ class Gate:
             raise OptionError(f"--agenttrace-baseline: {error}") from None
         try:
             self._traffic: Traffic | None = traffic_of(config.rootpath)
-        except TrafficError as error:
-            raise OptionError("\n".join(error.problems)) from None
+        except ProjectError as error:
+            raise OptionError(str(error)) from None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         file, line, _ = report.location

@@ -244,6 +244,14 @@ def test_a_budget_now_exceeded_breaks_and_is_annotated_once(suite: Path) -> None
     ]
 
 
+def test_a_budget_of_the_run_is_in_the_ledger_and_annotated(suite: Path) -> None:
+    found = run(suite, "--agenttrace-budget", "tokens=5000", GITHUB_ACTIONS="true")
+    assert found.code == 1
+    assert [line for line in found.out.splitlines() if line.startswith("::")] == [
+        "::error title=the whole run::run 9,202 tokens > 5,000 (+4,202)"
+    ]
+
+
 def test_a_baseline_over_its_own_budget_is_not_blamed_on_the_branch(suite: Path) -> None:
     (suite / "test_it.py").write_text(BUDGETS.format(limit=1000))
     assert run(suite, "--agenttrace-ledger", "baseline.json").code == 1
