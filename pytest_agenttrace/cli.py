@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pytest_agenttrace.diffing import diff
 from pytest_agenttrace.inifile import ConfigurationError, Project, find_project
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ def merge(ledgers: tuple[Path, ...], output: Path) -> None:
         raise click.UsageError(str(error)) from None
     tests = f"{len(whole.tests)} test{'' if len(whole.tests) == 1 else 's'}"
     click.echo(f"{_shown(output)}: {tests} of {len(ledgers)} ledgers")
+
+
+main.add_command(diff)
 
 
 def _project() -> Project:

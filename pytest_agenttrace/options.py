@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from pytest_agenttrace.prices import Prices
     from pytest_agenttrace.projectbudgets import ProjectBudgets
     from pytest_agenttrace.replay import Mode, Spending
+    from pytest_agenttrace.testrun import Keep
 
 __all__ = [
     "ASCII",
     "OptionError",
     "add_options",
     "ascii_only",
+    "baseline_of",
     "budgets_of",
     "cassettes_of",
     "check_options",
     "early_key",
+    "keep_of",
     "ledger_of",
     "max_age_of",
     "mode_of",
@@ -98,6 +101,37 @@ def add_options(parser: pytest.Parser) -> None:
             default=None,
             help="Write the results of the run as JSON: per test, node and call what ran, what it used and cost.",
         )
+        group.addoption(
+            "--agenttrace-keep",
+            metavar="WHICH",
+            default="failed",
+            help="Whose MLflow stores are kept, below pytest's temporary root: those of failed tests (failed, the "
+            "default), of all that passed or failed (all), or none.",
+        )
+        group.addoption(
+            "--agenttrace-baseline",
+            metavar="FILE",
+            default=None,
+            help="Compare the run with a ledger of an earlier one, and fail on what --agenttrace-fail-on names.",
+        )
+        group.addoption(
+            "--agenttrace-update-baseline",
+            action="store_true",
+            default=False,
+            help="Write the baseline from this run, if it is green. A part of the suite updates its own tests only.",
+        )
+        group.addoption(
+            "--agenttrace-fail-on",
+            choices=("breaking", "cost", "request", "informational", "never"),
+            default="cost",
+            help="The least level of differences that fails (default: cost).",
+        )
+        group.addoption(
+            "--agenttrace-tolerance",
+            metavar="PERCENT",
+            default="5%",
+            help="How much more a node may use in a test before it is told as cost (default: 5%%).",
+        )
         parser.addini(
             "agenttrace_cassettes",
             "folder of the cassettes, relative to rootdir (default: cassettes)",
@@ -129,6 +163,7 @@ def add_options(parser: pytest.Parser) -> None:
         ) from None
 
 
+_KEEP: tuple[Keep, ...] = ("failed", "all", "none")
 _MODES: dict[str, Mode] = {"record": "record", "record_missing": "missing", "adopt": "adopt"}
 
 
@@ -146,6 +181,8 @@ def check_options(config: pytest.Config) -> None:
     max_age_of(config)
     early_key(config)
     ledger_of(config)
+    keep_of(config)
+    baseline_of(config)
     limit = config.getoption("agenttrace_record_limit")
     if limit is None:
         return
@@ -183,6 +220,15 @@ def _ini(config: pytest.Config, key: str) -> str:
     return "" if value is None else str(value).strip()
 
 
+def keep_of(config: pytest.Config) -> Keep:
+    """Whose stores are kept: "failed", "all" or "none"."""
+    asked = config.getoption("agenttrace_keep")
+    for known in _KEEP:
+        if asked == known:
+            return known
+    raise OptionError(f"--agenttrace-keep: {asked!r} is none of {', '.join(_KEEP)}")
+
+
 def max_age_of(config: pytest.Config) -> int | None:
     """Days a recording may be old; None for any."""
     try:
@@ -202,6 +248,24 @@ def ledger_of(config: pytest.Config) -> Path | None:
     path: Path = config.invocation_params.dir / given
     if not given or path.is_dir():
         raise OptionError(f"--agenttrace-ledger: {given!r} is no file to write: name one, such as ledger.json")
+    return path
+
+
+def baseline_of(config: pytest.Config) -> Path | None:
+    """The file of the baseline; None where nothing is compared. Raises `OptionError`."""
+    given, update = config.getoption("agenttrace_baseline"), config.getoption("agenttrace_update_baseline")
+    if given is None:
+        if update:
+            raise OptionError("--agenttrace-update-baseline: of which file? Name it with --agenttrace-baseline FILE")
+        return None
+    path: Path = config.invocation_params.dir / given
+    if not given or path.is_dir():
+        raise OptionError(f"--agenttrace-baseline: {given!r} is no file: name one, such as baseline.json")
+    if not path.exists() and not update:
+        raise OptionError(
+            f"--agenttrace-baseline: no file {given}: write it with\n"
+            f"  pytest --agenttrace-baseline {given} --agenttrace-update-baseline"
+        )
     return path
 
 

@@ -17,9 +17,10 @@ import pytest
 
 from pytest_agenttrace import collect, opening
 from pytest_agenttrace.accounting import WANTED, Accountant, wanted_of
-from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told
+from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told, outcome_of
 from pytest_agenttrace.collect import BUDGETS, LIMITS, SESSION, failed_by, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
+from pytest_agenttrace.gating import Gate, properties_of, wants_gate, wants_properties
 from pytest_agenttrace.opening import OPEN, PRICES, cassette_of, hold_back, opening_of, price_of
 from pytest_agenttrace.options import (
     ASCII,
@@ -30,6 +31,7 @@ from pytest_agenttrace.options import (
     cassettes_of,
     check_options,
     early_key,
+    keep_of,
     ledger_of,
     max_age_of,
     mode_of,
@@ -98,9 +100,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(config.stash[RUNS], "agenttrace-runs")
     if not hasattr(config, "workerinput"):
         if _wants_ledger(config):
-            config.pluginmanager.register(
-                Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config)), "agenttrace-ledger"
-            )
+            bookkeeper = Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config))
+            config.pluginmanager.register(bookkeeper, "agenttrace-ledger")
+            if wants_gate(config):
+                config.pluginmanager.register(_gate(config, bookkeeper), "agenttrace-gate")
         if config.stash[WANTED].any:
             config.pluginmanager.register(Accountant(config, config.stash[SESSION]), "agenttrace-accounting")
         cassettes = config.rootpath / cassettes_of(config)
@@ -110,7 +113,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _wants_ledger(config: pytest.Config) -> bool:
     """Whether every test's facts are wanted, and not only what its summary needs."""
-    return ledger_of(config) is not None and not config.option.collectonly
+    asked = ledger_of(config) is not None or wants_gate(config) or wants_properties(config)
+    return asked and not config.option.collectonly
+
+
+def _gate(config: pytest.Config, bookkeeper: Bookkeeper) -> Gate:
+    try:
+        return Gate(config, bookkeeper)
+    except OptionError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _basetemp(config: pytest.Config) -> Path | None:
@@ -296,7 +307,7 @@ def _defines(plugin: object, fixturedef: pytest.FixtureDef[Any]) -> bool:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     __tracebackhide__ = True
-    item.stash[_RUN] = Run()
+    item.stash[_RUN] = Run(keep=keep_of(item.config))
     try:
         return (yield)
     except BaseException as error:
@@ -396,13 +407,18 @@ def pytest_runtest_makereport(
     if _wants_ledger(item.config):
         ours = not set(_FIXTURES).isdisjoint(getattr(item, "fixturenames", ()))
         held = [(held.place.name, held.run) for held in ended]
-        setattr(report, FACTS, facts_told(item, run, held, report.when, ours=ours))
+        told = facts_told(item, run, held, report.when, ours=ours)
+        setattr(report, FACTS, told)
+        if wants_properties(item.config):
+            report.user_properties += properties_of(item.nodeid, told)
     if report.when == "teardown":
-        told = run.told_at_last(spent=verbosity >= 0) | item.config.stash[WANTED].of(item, run)
-        setattr(report, TOLD, told)
+        if report.failed:
+            report.sections += run.kept_at_last()
+        told_last = run.told_at_last(spent=verbosity >= 0) | item.config.stash[WANTED].of(item, run)
+        setattr(report, TOLD, told_last)
     elif report.when == "call" or report.failed:
         how: dict[str, Any] = {
-            "failed": report.failed,
+            "outcome": outcome_of(report),
             "drawn": bool(set("PA") & set(item.config.option.reportchars)),
             "verbosity": verbosity,
             "ascii_only": ascii_only(item.config),

@@ -18,7 +18,7 @@ import pytest
 from pytest_agenttrace.collect import LIMITS, SESSION, failed_by, named_by_tests
 from pytest_agenttrace.environment import dummy_key
 from pytest_agenttrace.opening import fixture_value, hold_back, named_path, opening_of, own_path, price_of
-from pytest_agenttrace.options import max_age_of
+from pytest_agenttrace.options import keep_of, max_age_of
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 from pytest_agenttrace.testrun import Run
 
@@ -246,7 +246,11 @@ class AgentRun:
 
         place, request = self._runs.place()
         given = keys if cassette is None else keys | {"cassette": cassette}
-        run = Run(max_age=max_age_of(request.config), settings=_settings(given, place, request))
+        run = Run(
+            max_age=max_age_of(request.config),
+            keep=keep_of(request.config),
+            settings=_settings(given, place, request),
+        )
         try:
             with _opened(run, place, request, named="cassette" in given) as trace:
                 if server is not None and run.cassette is not None:
@@ -304,8 +308,7 @@ def _judge(run: Run, error: BaseException | None) -> None:
     verdict = run.judge(ended=error is None)
     found = [*(verdict.failures if verdict is not None else ()), *run.judge_again()]
     run.failed = error is not None or bool(found)
-    if run.failed and run.store is not None:
-        run.store.keep()
+    run.hold_store("failed" if run.failed else "passed")
     if error is not None:
         from pytest_agenttrace.capture import cut_traceback, own_words
 

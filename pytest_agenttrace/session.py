@@ -110,6 +110,9 @@ class Session:
         # Paths of cassettes that are older than the project allows, with their age in days.
         self.aged: dict[str, int] = {}
 
+        # Folders of kept stores, where all are kept.
+        self.kept: dict[str, None] = {}
+
     def factory(self) -> StoreFactory:
         """The maker of this process's stores, below pytest's temporary root."""
         from pytest_agenttrace.store import StoreFactory
@@ -174,6 +177,8 @@ class Session:
             self.incomplete[test] = told["incomplete"]
         for path, number, change, edit in told.get("adopted", ()):
             self._adopted.setdefault(edit, _Adopted(change)).requests.add((path, number))
+        if "kept" in told:
+            self.kept[told["kept"]] = None
         self.aged.update(told.get("aged", {}))
         for model, text in told.get("costs", ()):
             self.costs.setdefault(model, text)

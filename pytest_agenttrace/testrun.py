@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_agenttrace.session import CassetteUse
 from pytest_agenttrace.settings import Settings
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from pytest_agenttrace.budget import Limit, Use
     from pytest_agenttrace.calls import Pricer
     from pytest_agenttrace.capture import AgentTrace, Verdict
-    from pytest_agenttrace.ledger import FindingFacts, TestFacts
+    from pytest_agenttrace.ledger import BudgetFacts, FindingFacts, TestFacts
     from pytest_agenttrace.replay import GeminiCassette
-    from pytest_agenttrace.store import MlflowStore
+    from pytest_agenttrace.store import Kept, MlflowStore
     from pytest_agenttrace.trace import Trace
 
-__all__ = ["Run"]
+__all__ = ["Keep", "Run"]
 
+# Whose stores are kept.
+Keep = Literal["failed", "all", "none"]
+
+_FAILED = ("failed", "error")
 _FAULT = "pytest-agenttrace could not judge this test, which is a fault of its own"
 
 
@@ -43,6 +47,8 @@ class Run:
     max_age: int | None = None
     # What the run's calls cost, by the project's own file of prices or by the table.
     price: Pricer | None = None
+    keep: Keep = "failed"
+    kept: Kept | None = None
     # Whether the call phase came to its end.
     called: bool = False
     # Whether its store is closed, and whether it failed: of a run that several tests read.
@@ -54,6 +60,8 @@ class Run:
     # How much had been asked of the cassette when the test was judged.
     _asked: int = 0
     _incomplete: str | None = None
+    # Why the store of a run could be neither kept nor held when it ended.
+    _unkept: Exception | None = None
     # What a ledger will say of it, as long as nothing else is asked.
     _noted: TestFacts | None = None
 
@@ -152,7 +160,8 @@ class Run:
         if not self.idle and (self._noted is None or asked_since):
             with suppress(StoreError):  # nobody has read it since
                 return self._facts(root, scratch)
-        return dataclasses.replace(self._noted or TestFacts(outcome="run"), findings=self._found(scratch))
+        noted = self._noted or TestFacts(outcome="run")
+        return dataclasses.replace(noted, findings=self._found(scratch), budgets=self._weighed())
 
     def _facts(self, root: Path, scratch: Path) -> TestFacts:
         from pytest_agenttrace.ledger import TestFacts, facts_of
@@ -168,6 +177,7 @@ class Run:
             if path is None
             else (path.relative_to(root) if path.is_relative_to(root) else path).as_posix(),
             findings=self._found(scratch),
+            budgets=self._weighed(),
         )
 
     def _seen(self) -> Trace | None:
@@ -179,6 +189,12 @@ class Run:
         spans = self.store.spans() if self.store is not None else ()
         calls = self.cassette.calls if self.cassette is not None else ()
         return build_trace(spans, calls, self._price) if spans or calls else None
+
+    def _weighed(self) -> tuple[BudgetFacts, ...]:
+        """Each limit of the test, and how much of it was used."""
+        from pytest_agenttrace.ledger import BudgetFacts
+
+        return tuple(BudgetFacts(use.node, use.metric, use.limit, use.used) for use in self.uses)
 
     def _found(self, scratch: Path) -> tuple[FindingFacts, ...]:
         """What the witnesses disagreed on, and what became of it."""
@@ -269,11 +285,14 @@ class Run:
 
     def told_at_last(self, *, spent: bool) -> dict[str, Any]:
         """What the teardown's report carries; `spent` where somebody asks what was used."""
+        told: dict[str, Any] = {}
+        if self.keep == "all" and self.kept is not None and not self.kept.empty:  # a failure names its own
+            told["kept"] = str(self.kept.path.parent)
         if self.cassette is None or self.use is None:
-            return {}
+            return told
         from pytest_agenttrace.rerecord import made
 
-        told: dict[str, Any] = {"cassette": self.use.plain()}
+        told["cassette"] = self.use.plain()
         if spent:
             told["spent"] = self.spent()
         if self.cassette.recording:
@@ -284,10 +303,44 @@ class Run:
             told["adopted"] = [[str(self.cassette.path), *change] for change in self.cassette.adopted]
         return told
 
+    def keep_store(self, outcome: str) -> Kept | None:
+        """Keep the store of a test, or of a run that several tests read, where that is asked for, or hold it for those
+        that are still to come. Raises StoreError."""
+        failed = outcome in _FAILED
+        if self.store is None or self.keep == "none" or (self.keep == "failed" and not failed):
+            return None
+        if self._unkept is not None:
+            raise self._unkept
+        if not (self.over and self.kept is not None):
+            trace = self.trace.peek() if self.trace is not None else None
+            self.kept = self.store.keep(outcome=outcome, trace=trace)
+        elif failed:
+            self.kept.read_by_failed_test()
+        return self.kept
+
+    def hold_store(self, outcome: str) -> None:
+        """The same where a run has ended that tests are still to read: one of them may fail."""
+        try:
+            if self.keep_store(outcome) is None and self.store is not None and self.keep == "failed":
+                self.store.hold()
+        except Exception as error:  # no fault of the run: told where a test asks for its store
+            self._unkept = error
+
+    def kept_at_last(self) -> Iterator[tuple[str, str]]:
+        """The store of a test whose teardown has failed, where it was not kept before."""
+        if self.kept is not None:
+            return
+        try:
+            kept = self.keep_store("error")
+        except Exception as error:  # an error in a hook would end the whole run
+            yield "Captured findings", str(error)
+        else:
+            yield from _told_of(kept)
+
     def sections(
         self,
         *,
-        failed: bool,
+        outcome: str,
         drawn: bool,
         verbosity: int,
         shown: str,
@@ -300,10 +353,10 @@ class Run:
 
         told = [self.verdict.text] if self.verdict is not None and self.verdict.failures else []
         parts: list[tuple[str, str]] = []
+        kept = None
         try:
-            if failed and self.store is not None and not self.over:
-                self.store.keep()
-            if failed or drawn:
+            kept = self.keep_store(outcome)
+            if drawn or outcome in _FAILED:
                 parts = list(self._drawn(verbosity, about, ascii_only))
         except (StoreError, OSError) as error:
             told.append(str(error))
@@ -313,6 +366,8 @@ class Run:
             told.append(self._incomplete)
         yield from (("Captured findings", text) for text in dict.fromkeys(told) if text not in shown)
         yield from parts
+        if drawn or outcome in _FAILED:
+            yield from _told_of(kept)
 
     def _drawn(self, verbosity: int, about: Sequence[str] | None, ascii_only: bool) -> Iterator[tuple[str, str]]:
         """The tree, HTTP that is none of the model's, what a recording has changed, and what the code asked of MLflow
@@ -338,6 +393,12 @@ class Run:
 
 def _below(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def _told_of(kept: Kept | None) -> Iterator[tuple[str, str]]:
+    """The command that opens a kept store."""
+    if kept is not None and not kept.empty:
+        yield "Captured store", "\n".join(filter(None, [kept.command, kept.lacks]))
 
 
 def _answered(request: str) -> str:

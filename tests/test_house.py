@@ -18,8 +18,19 @@ FLOORS = (
     ("__init__", "plugin", "cli"),
     ("scoped",),
     ("opening",),
+    ("gating",),
     ("bookkeeping", "accounting"),
-    ("collect", "summary", "options"),
+    ("collect", "summary", "options", "diffing"),
+    ("report",),
+    ("report.pull_request",),
+    ("report.baseline", "report.junit"),
+    ("report.text", "report.markdown", "report.plainjson"),
+    ("report.verdict", "report.traffic"),
+    ("report.comparing",),
+    ("report.growth", "report.requests"),
+    ("report.structure", "report.limits", "report.renaming"),
+    ("report.cost",),
+    ("report.differences", "report.wording"),
     ("testrun", "results"),
     ("capture", "session", "rerecord"),
     ("diagnosis", "projectbudgets", "runbudget", "limits_used"),
@@ -30,7 +41,7 @@ FLOORS = (
     ("ledger.model",),
     ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
     # Behind the store, behind replay, behind prices.
-    ("store.reading", "store.obstacles", "replay.live"),
+    ("store.reading", "store.kept", "store.obstacles", "replay.live"),
     ("store.exporter", "store.redirect", "store.spans", "replay.answering", "prices.pinning", "prices.comparing"),
     (
         "store.database",
@@ -67,7 +78,7 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Rooms behind a front are entered by it and from each other only; what a cassette is, the command line may read too.
-FRONTS = ("store", "replay", "prices", "gemini_server", "ledger")
+FRONTS = ("store", "replay", "prices", "gemini_server", "ledger", "report")
 
 HEAVY = (
     *("mlflow", "vcr", "langchain", "langgraph", "google", "genai_prices", "pandas", "httpx", "aiohttp"),
@@ -80,9 +91,9 @@ IMPORTERS = {
     "langsmith": {"replay"},
     "vcr": {"replay"},
     "genai_prices": {"prices"},
-    "click": {"cli"},
+    "click": {"cli", "diffing"},
     # The last two for types only.
-    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "accounting", "collect", "summary", "options"},
+    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "accounting", "collect", "summary", "options", "gating"},
     "_pytest": set[str](),
 }
 

@@ -199,13 +199,15 @@ def test_entry_point_and_how_to_leave_it_out(bare: Path, off: bool) -> None:
 
 
 def test_unwritable_folder_is_told_before_anything_is_paid(bare: Path) -> None:
-    (bare / "cassettes").write_text("a file where the folder should be")
+    (bare / "cassettes").mkdir()
+    (bare / "cassettes" / "test_it").write_text("a file where the folder should be")
     (bare / "test_it.py").write_text("def test_it(gemini_cassette):\n    raise RuntimeError('paid')\n")
     ran = run_pytest(bare, "-q", "--agenttrace-record", "test_it.py", env=environment(key=True))
     assert ran.code == 1
-    message = "cassettes: no cassette can be written here: Not a directory. Make it writable, or name another cassette."
+    message = "cassettes/test_it: no cassette can be written here: Not a directory. "
+    message += "Make it writable, or name another cassette."
     assert f"\n{message}\n====" in ran.out
-    assert (bare / "cassettes").read_text() == "a file where the folder should be"
+    assert (bare / "cassettes" / "test_it").read_text() == "a file where the folder should be"
 
 
 # xdist, interrupts, imports
@@ -230,7 +232,8 @@ def test_warned(agent_trace):
 def test_over():
     app.invoke(SAILS)
 """)
-    ran = run_pytest(project, "-p", "xdist", "-n", "2", "-q", "--junitxml=junit.xml", env=environment())
+    args = ["-p", "xdist", "-n", "2", "-q", "--junitxml=junit.xml", "--agenttrace-keep=none"]
+    ran = run_pytest(project, *args, env=environment())
     assert (ran.code, ran.err) == (1, "")
     assert (
         "run 4,601 tokens > 1 (+4,600)\n"
@@ -318,7 +321,7 @@ def test_over():
 def test_after():
     assert mlflow.get_tracking_uri() == "sqlite:///prod.db"
 """)
-    args = ["-q", "-rP", "-W", "ignore", "-o", "agenttrace_dummy_key=true"]
+    args = ["-q", "-rP", "-W", "ignore", "-o", "agenttrace_dummy_key=true", "--agenttrace-keep=none"]
     ran = run_pytest(project, *args, env=environment())
     assert (ran.code, ran.err) == (1, "")
     tree = (
