@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -418,7 +419,7 @@ def test_a_part_of_the_run_says_so_and_is_told_under_q(project: Path) -> None:
     (project / "test_it.py").write_text(SUITE)
     (project / "pyproject.toml").write_text(BUDGETS)
     args = ["-q", "-p", "rerunfailures", "test_it.py::test_one", "--agenttrace-budget=tokens=4_600"]
-    ran = run_pytest(project, *args, env=environment())
+    ran = run_pytest(project, *args, "--agenttrace-ledger=ledger.json", env=environment())
     assert agenttrace(ran.out) == [
         "whole run 4,601 tokens > 4,600 (+1): test_it.py::test_one 4,601 tokens",
         "  nodes: research 3,534 tokens, write 1,067 tokens",
@@ -426,6 +427,10 @@ def test_a_part_of_the_run_says_so_and_is_told_under_q(project: Path) -> None:
         "  of a part of the suite: only test_it.py::test_one was run",
     ]
     assert ran.code == 1
+    assert json.loads((project / "ledger.json").read_text())["run"]["budgets"] == [
+        {"node": None, "metric": "tokens", "limit": 4600, "used": 4601},
+        {"node": None, "metric": "cost", "limit": "9", "used": "0.0061565"},
+    ]
 
 
 QUIET = """
