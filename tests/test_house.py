@@ -28,6 +28,13 @@ FLOORS = (
     ("ledger.file", "ledger.entry"),
     ("ledger.requests",),
     ("ledger.model",),
+    ("workflow",),
+    ("workflow.loading",),
+    ("workflow.checking", "workflow.reading"),
+    ("workflow.refused",),
+    ("workflow.models", "workflow.naming", "workflow.positions"),
+    ("workflow.conditions", "workflow.placeholders"),
+    ("workflow.types",),
     ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
     # Behind the store, behind replay, behind prices.
     ("store.reading", "store.obstacles", "replay.live"),
@@ -67,7 +74,7 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Rooms behind a front are entered by it and from each other only; what a cassette is, the command line may read too.
-FRONTS = ("store", "replay", "prices", "gemini_server", "ledger")
+FRONTS = ("store", "replay", "prices", "gemini_server", "ledger", "workflow")
 
 HEAVY = (
     *("mlflow", "vcr", "langchain", "langgraph", "google", "genai_prices", "pandas", "httpx", "aiohttp"),

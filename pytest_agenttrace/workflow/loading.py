@@ -1,0 +1,42 @@
+"""A workflow's file, loaded: read, checked, or refused with everything that is wrong in it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from pytest_agenttrace.workflow.checking import check
+from pytest_agenttrace.workflow.models import WorkflowConfig
+from pytest_agenttrace.workflow.positions import LARGEST, Problems, compose
+from pytest_agenttrace.workflow.reading import read_workflow
+
+__all__ = ["load_config", "parse_config"]
+
+
+def load_config(path: Path | str) -> WorkflowConfig:
+    """A workflow from its file. Raises `ConfigError` naming everything that is wrong in it, with line and column."""
+    file = Path(path)
+    problems = Problems(file)
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise problems.fail("no file")
+        with file.open("rb") as opened:
+            # One byte more than is allowed, whatever the file is: enough to know.
+            data = opened.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise problems.fail("no such file") from None
+    except (OSError, ValueError) as error:
+        raise problems.fail(f"it cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return parse_config(data, file)
+
+
+def parse_config(data: bytes | str, file: Path | str = "workflow.yaml") -> WorkflowConfig:
+    """A workflow from its text; `file` is what messages call it. Raises `ConfigError`."""
+    problems = Problems(Path(file))
+    tree = compose(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data, problems)
+    found = read_workflow(tree, problems)
+    if found is not None:
+        check(found, tree, problems)
+    problems.raise_any()
+    assert found is not None  # noqa: S101  # else there is a problem
+    return found
