@@ -15,7 +15,6 @@ from pytest_agenttrace.workflow.models import (
     Loop,
     MlflowSettings,
     Node,
-    Note,
     Observability,
     OutputField,
     OutputSchema,
@@ -29,7 +28,7 @@ from pytest_agenttrace.workflow.models import (
     WorkflowConfig,
 )
 from pytest_agenttrace.workflow.placeholders import Placeholder, Template
-from pytest_agenttrace.workflow.positions import ConfigError, Place, Problem
+from pytest_agenttrace.workflow.positions import ConfigError, Note, Place, Problem
 from pytest_agenttrace.workflow.types import Member, Mismatch, Type, mismatches
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_agenttrace.workflow.checking import check
@@ -39,4 +40,4 @@ def parse_config(data: bytes | str, file: Path | str = "workflow.yaml") -> Workf
         check(found, tree, problems)
     problems.raise_any()
     assert found is not None  # noqa: S101  # else there is a problem
-    return found
+    return replace(found, notes=tuple(problems.notes))

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pytest_agenttrace.workflow.conditions import Condition
 from pytest_agenttrace.workflow.placeholders import Template
+from pytest_agenttrace.workflow.positions import Note
 from pytest_agenttrace.workflow.types import Type
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "Loop",
     "MlflowSettings",
     "Node",
-    "Note",
     "Observability",
     "OutputField",
     "OutputSchema",
@@ -271,18 +271,6 @@ class Settings:
     llm: LlmSettings = _key("The model, where a node names none.", LlmSettings())
     execution: Execution = _key("Timeouts and retries.", Execution())
     observability: Observability = _key("Tracing and messages.", Observability())
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What a user should know of a file that is valid; `place` is "file:line:column"."""
-
-    place: str
-    path: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.path}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True)

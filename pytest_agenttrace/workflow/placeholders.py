@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["ITEM", "ITEM_NAMES", "Placeholder", "PlaceholderError", "Template", "parse_template"]
+__all__ = ["ITEM", "ITEM_NAMES", "Placeholder", "PlaceholderError", "Template", "parse_template", "scan_template"]
 
 # What a node reads of the item it was sent, in a parallel map.
 ITEM = "_parallel_item"
@@ -80,6 +80,15 @@ def _text(value: object) -> str:
 
 def parse_template(text: str) -> Template:
     """A template from its text. Raises `PlaceholderError` at the first brace that is neither."""
+    template, errors = scan_template(text)
+    if errors:
+        raise errors[0]
+    return template
+
+
+def scan_template(text: str) -> tuple[Template, list[PlaceholderError]]:
+    """A template, and every brace in it that is neither a placeholder nor itself; those are left in the text."""
+    errors: list[PlaceholderError] = []
     parts: list[str | Placeholder] = []
     literal: list[str] = []
     at = escaped = 0
@@ -91,7 +100,7 @@ def parse_template(text: str) -> Template:
         elif brace == "}" and escaped and text[at + 1 : at + 2] == "}":
             literal.append("}")
             at, escaped = at + 2, escaped - 1
-        elif brace == "{" and (found := _placeholder(text, at)) is not None:
+        elif brace == "{" and (found := _tried(text, at, errors)) is not None:
             if literal:
                 parts.append("".join(literal))
                 literal = []
@@ -102,7 +111,15 @@ def parse_template(text: str) -> Template:
             at += 1
     if literal:
         parts.append("".join(literal))
-    return Template(text, tuple(parts))
+    return Template(text, tuple(parts)), errors
+
+
+def _tried(text: str, at: int, errors: list[PlaceholderError]) -> Placeholder | None:
+    try:
+        return _placeholder(text, at)
+    except PlaceholderError as error:
+        errors.append(error)
+        return None
 
 
 def _placeholder(text: str, at: int) -> Placeholder | None:

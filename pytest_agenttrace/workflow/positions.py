@@ -17,7 +17,21 @@ if TYPE_CHECKING:
     from yaml import MappingNode, Node, ScalarNode
     from yaml.error import MarkedYAMLError
 
-__all__ = ["ConfigError", "Items", "Leaf", "Place", "Problem", "Problems", "Table", "Tree", "compose", "plain"]
+__all__ = [
+    "ConfigError",
+    "Items",
+    "Leaf",
+    "Note",
+    "Place",
+    "Problem",
+    "Problems",
+    "Table",
+    "Tree",
+    "compose",
+    "part",
+    "plain",
+    "said",
+]
 
 # Bytes; real workflows have some thousand.
 LARGEST = 256 * 1024
@@ -95,6 +109,20 @@ class Table:
 Tree = Leaf | Items | Table
 
 
+def part(tree: Tree, *keys: str | int) -> Tree:
+    """A part of a tree, or the nearest around it that is there."""
+    for key in keys:
+        below: Tree | None = None
+        if isinstance(tree, Table):
+            below = tree.entries[key][1] if key in tree.entries else None
+        elif isinstance(tree, Items) and isinstance(key, int) and key < len(tree.items):
+            below = tree.items[key]
+        if below is None:
+            return tree
+        tree = below
+    return tree
+
+
 def plain(tree: Tree) -> Any:
     """A tree as Python has it, of one's own."""
     match tree:
@@ -119,6 +147,18 @@ def said(tree: Tree) -> str:
             return "a list"
         case Table():
             return "a mapping"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a user should know of a file that is valid; `place` is "file:line:column"."""
+
+    place: str
+    path: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.path}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -148,14 +188,22 @@ class Problems:
     """What is wrong in one file, in the order of its lines."""
 
     file: Path
-    found: list[Problem] = field(default_factory=list)
+    found: list[tuple[Place, tuple[str | int, ...], str]] = field(default_factory=list)
+    # What a user should know of a file that is valid.
+    notes: list[Note] = field(default_factory=list)
     # How a node is called in a path: its id instead of its number.
     names: dict[int, str] = field(default_factory=dict)
 
     def add(self, tree: Tree, text: str, place: Place | None = None, key: str | int | None = None) -> None:
         """A problem of a value; `place` inside of it, `key` below it."""
         path = tree.path if key is None else (*tree.path, key)
-        self.found.append(Problem(place or tree.place, self.shown(path), one_line(text)))
+        self.found.append((place or tree.place, path, one_line(text)))
+
+    def note(self, tree: Tree, text: str, place: Place | None = None, key: str | None = None) -> None:
+        """What is worth knowing of a value."""
+        at = place or tree.place
+        path = self.shown(tree.path if key is None else (*tree.path, key))
+        self.notes.append(Note(f"{self.file}:{at.line}:{at.column}", path, one_line(text)))
 
     def shown(self, path: tuple[str | int, ...]) -> str:
         """A path of keys; nodes by their ids: `nodes.write.prompt`, `edges[2].to`."""
@@ -174,7 +222,8 @@ class Problems:
     def raise_any(self) -> None:
         """Raise `ConfigError` where there is any."""
         if self.found:
-            raise ConfigError(self.file, tuple(sorted(set(self.found))))
+            found = {Problem(place, self.shown(path), text) for place, path, text in self.found}
+            raise ConfigError(self.file, tuple(sorted(found)))
 
 
 def one_line(text: str) -> str:

@@ -18,7 +18,6 @@ from typing import Any, Literal
 from pytest_agenttrace.workflow.conditions import Condition, ConditionError, parse_condition
 from pytest_agenttrace.workflow.models import (
     Edge,
-    Note,
     OutputField,
     OutputSchema,
     Parallel,
@@ -28,8 +27,8 @@ from pytest_agenttrace.workflow.models import (
 )
 from pytest_agenttrace.workflow.naming import check as name_problem
 from pytest_agenttrace.workflow.naming import note as known_of
-from pytest_agenttrace.workflow.placeholders import PlaceholderError, Template, parse_template
-from pytest_agenttrace.workflow.positions import Items, Leaf, Place, Problems, Table, Tree, plain, said
+from pytest_agenttrace.workflow.placeholders import Template, scan_template
+from pytest_agenttrace.workflow.positions import Items, Leaf, Place, Problems, Table, Tree, part, plain, said
 from pytest_agenttrace.workflow.refused import is_off, refusal
 from pytest_agenttrace.workflow.types import Member, Type, TypeSyntaxError, mismatches, parse_type, shown
 
@@ -71,7 +70,7 @@ def read_workflow(tree: Tree, problems: Problems) -> WorkflowConfig | None:
     found = reader.table(tree, WorkflowConfig)
     if not isinstance(found, WorkflowConfig):
         return None
-    return dataclasses.replace(found, path=problems.file, notes=tuple(reader.notes))
+    return dataclasses.replace(found, path=problems.file)
 
 
 def _name_nodes(tree: Tree, problems: Problems) -> None:
@@ -88,12 +87,6 @@ class _Reader:
 
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
-        self.notes: list[Note] = []
-
-    def note(self, tree: Tree, text: str, place: Place | None = None, key: str | None = None) -> None:
-        at = place or tree.place
-        path = self.problems.shown(tree.path if key is None else (*tree.path, key))
-        self.notes.append(Note(f"{self.problems.file}:{at.line}:{at.column}", path, text))
 
     def wrong(self, tree: Tree, wanted: str, more: str = "") -> None:
         self.problems.add(tree, f"{wanted} is wanted, not {said(tree)}{more}")
@@ -130,7 +123,7 @@ class _Reader:
             if sentence is None:
                 self.problems.add(tree, _unknown(key, known), place, str(key))
             elif is_off(value):
-                self.note(tree, f"it is off, and does nothing here: {sentence}", place, str(key))
+                self.problems.note(tree, f"it is off, and does nothing here: {sentence}", place, str(key))
             else:
                 self.problems.add(tree, sentence, place, str(key))
 
@@ -178,7 +171,7 @@ class _Reader:
         if isinstance(value, str) and "name_of" in rules:
             why = name_problem(rules["name_of"], value)
             if why is None and (note := known_of(rules["name_of"], value)) is not None:
-                self.note(tree, note)
+                self.problems.note(tree, note)
         if why is not None:
             self.problems.add(tree, why)
             return None
@@ -243,11 +236,9 @@ class _Reader:
         if found is None:
             return None
         leaf, text = found
-        try:
-            template = parse_template(text)
-        except PlaceholderError as error:
+        template, errors = scan_template(text)
+        for error in errors:
             self.problems.add(leaf, str(error), leaf.at(error.offset))
-            return None
         if not text.strip():
             self.problems.add(leaf, "the text is empty")
         return template
@@ -340,7 +331,7 @@ class _Reader:
             self.problems.add(tree, text, tree.entries["default"][0], "default")
         if values["type"] is not None:
             for wrong in mismatches(values["default"], values["type"]):
-                self.problems.add(given, f"{wrong.path.removeprefix('.')}{': ' if wrong.path else ''}{wrong.text}")
+                self.problems.add(part(given, *wrong.keys), wrong.text)
 
     # Rules between keys
 

@@ -143,10 +143,15 @@ def _nearest(name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """A value that is not of its type: where in it (`[2].name`, empty for the whole), and what is wrong."""
+    """A value that is not of its type: where in it, by keys and indexes (none for the whole), and what is wrong."""
 
-    path: str
+    keys: tuple[Any, ...]
     text: str
+
+    @property
+    def path(self) -> str:
+        """Where in the value, as text: `[2].name`."""
+        return "".join(_step(key) for key in self.keys)
 
 
 def kind_of(value: object) -> str:
@@ -167,23 +172,23 @@ def shown(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def mismatches(value: object, wanted: Type, path: str = "", *, whole: bool = False) -> Iterator[Mismatch]:
+def mismatches(value: object, wanted: Type, keys: tuple[Any, ...] = (), *, whole: bool = False) -> Iterator[Mismatch]:
     """What of a value is not of its type. Members that are not `required` may be absent or null; with `whole` (what a
     model must return) only those with a default, or of which the file says `required: false`."""
     match wanted.name:
         case "list" if isinstance(value, list | tuple):
             if wanted.item is not None:
                 for at, item in enumerate(value):
-                    yield from mismatches(item, wanted.item, f"{path}[{at}]", whole=whole)
+                    yield from mismatches(item, wanted.item, (*keys, at), whole=whole)
         case "dict" if isinstance(value, Mapping):
-            yield from _entries(value, wanted, path, whole)
+            yield from _entries(value, wanted, keys, whole)
         case "object" if isinstance(value, Mapping):
             if wanted.members is not None:
-                yield from _members(value, wanted.members, path, whole)
+                yield from _members(value, wanted.members, keys, whole)
         case name if name in SCALARS and _is(value, name):
             pass
         case _:
-            yield Mismatch(path, f"{wanted} is wanted, not {kind_of(value)} {shown(value)}")
+            yield Mismatch(keys, f"{wanted} is wanted, not {kind_of(value)} {shown(value)}")
 
 
 def _is(value: object, name: str) -> bool:
@@ -194,26 +199,28 @@ def _is(value: object, name: str) -> bool:
     return isinstance(value, {"str": str, "int": int}[name])
 
 
-def _entries(value: Mapping[Any, object], wanted: Type, path: str, whole: bool) -> Iterator[Mismatch]:
+def _entries(value: Mapping[Any, object], wanted: Type, keys: tuple[Any, ...], whole: bool) -> Iterator[Mismatch]:
     if wanted.key is None or wanted.value is None:
         return
     for key, entry in value.items():
         if not _is(key, wanted.key.name):
-            yield Mismatch(path, f"a key of {wanted} is {wanted.key}, not {kind_of(key)} {shown(key)}")
-        yield from mismatches(entry, wanted.value, f"{path}{_step(key)}", whole=whole)
+            yield Mismatch(keys, f"a key of {wanted} is {wanted.key}, not {kind_of(key)} {shown(key)}")
+        yield from mismatches(entry, wanted.value, (*keys, key), whole=whole)
 
 
-def _members(value: Mapping[Any, object], members: Mapping[str, Member], path: str, whole: bool) -> Iterator[Mismatch]:
+def _members(
+    value: Mapping[Any, object], members: Mapping[str, Member], keys: tuple[Any, ...], whole: bool
+) -> Iterator[Mismatch]:
     for key in value:
         if key not in members:
-            yield Mismatch(path, f"the object has no member {shown(key)}")
+            yield Mismatch(keys, f"the object has no member {shown(key)}")
     for name, member in members.items():
         needed = member.required or (whole and member.required is None and member.default is None)
         if value.get(name) is None:
             if needed:
-                yield Mismatch(path, f"its member {name!r} is missing")
+                yield Mismatch(keys, f"its member {name!r} is missing")
         else:
-            yield from mismatches(value[name], member.type, f"{path}{_step(name)}", whole=whole)
+            yield from mismatches(value[name], member.type, (*keys, name), whole=whole)
 
 
 def _step(key: object) -> str:
