@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pytest_agenttrace.inifile import ConfigurationError, Project, find_project
+from pytest_agenttrace.workflow_commands import validate
 
 if TYPE_CHECKING:
     from pytest_agenttrace.calls import ModelCall
@@ -24,6 +25,9 @@ _CASSETTES = click.argument("cassettes", nargs=-1, type=click.Path(exists=True, 
 @click.version_option(package_name="pytest-agenttrace", prog_name="agenttrace")
 def main() -> None:
     """Recorded agent runs: what they cost, and would cost."""
+
+
+main.add_command(validate)
 
 
 @main.group()

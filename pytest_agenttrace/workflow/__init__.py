@@ -29,6 +29,7 @@ from pytest_agenttrace.workflow.models import (
 )
 from pytest_agenttrace.workflow.placeholders import Placeholder, Template
 from pytest_agenttrace.workflow.positions import ConfigError, Note, Place, Problem
+from pytest_agenttrace.workflow.schema import generated_schema, shipped_schema
 from pytest_agenttrace.workflow.types import Member, Mismatch, Type, mismatches
 
 __all__ = [
@@ -64,7 +65,9 @@ __all__ = [
     "Tool",
     "Type",
     "WorkflowConfig",
+    "generated_schema",
     "load_config",
     "mismatches",
     "parse_config",
+    "shipped_schema",
 ]
