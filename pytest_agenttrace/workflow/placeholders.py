@@ -68,8 +68,8 @@ class Template:
         found: object = values
         for at, name in enumerate(placeholder.path):
             if not isinstance(found, Mapping) or name not in found:
-                whole = ".".join(placeholder.path[:at]) or "the values"
-                raise LookupError(f"{placeholder}: {whole} has no {name!r}")
+                whole = ".".join(placeholder.path[:at])
+                raise LookupError(f"{placeholder}: " + (f"{whole} has no {name!r}" if whole else "no value is given"))
             found = found[name]
         return found
 

@@ -30,7 +30,7 @@ from pytest_agenttrace.workflow.naming import note as known_of
 from pytest_agenttrace.workflow.placeholders import Template, scan_template
 from pytest_agenttrace.workflow.positions import Items, Leaf, Place, Problems, Table, Tree, part, plain, said
 from pytest_agenttrace.workflow.refused import is_off, refusal
-from pytest_agenttrace.workflow.types import Member, Type, TypeSyntaxError, mismatches, parse_type, shown
+from pytest_agenttrace.workflow.types import UNREAD, Member, Type, TypeSyntaxError, mismatches, parse_type, shown
 
 __all__ = ["did_you_mean", "file_keys", "hints", "read_workflow"]
 
@@ -107,7 +107,7 @@ class _Reader:
             if entry is None or (_is_null(entry[1]) and not _needed(field)):
                 if _needed(field):
                     self.problems.add(tree, f"{key!r} is missing: {_lower(field.metadata.get('about', 'its type.'))}")
-                values[field.name] = None if _needed(field) else _default(field)
+                values[field.name] = _unread(hints(cls)[field.name]) if _needed(field) else _default(field)
             else:
                 values[field.name] = self.value(entry[1], hints(cls)[field.name], field.metadata)
         if hasattr(cls, "place"):
@@ -174,7 +174,7 @@ class _Reader:
                 self.problems.note(tree, note)
         if why is not None:
             self.problems.add(tree, why)
-            return None
+        # A name that is refused is known by it all the same: what else names it is not wrong.
         return value
 
     def choice(self, tree: Tree, allowed: tuple[str, ...]) -> str | None:
@@ -220,8 +220,7 @@ class _Reader:
             why = name_problem(name_of, key)
         if why is not None:
             self.problems.add(tree, why, place, str(key))
-            return None
-        return str(key)
+        return key if isinstance(key, str) else None
 
     # What has a text of its own
 
@@ -298,8 +297,8 @@ class _Reader:
     def members(self, tree: Tree) -> dict[str, Member]:
         if isinstance(tree, Items):
             fields = [self.table(item, OutputField) for item in tree.items]
-            known = [field for field in fields if field is not None and field.name and field.type]
-            return {field.name: Member(field.type, description=field.description) for field in known}
+            known = [field for field in fields if field is not None and field.name is not None]
+            return {field.name: Member(field.type or Type(UNREAD), description=field.description) for field in known}
         if not isinstance(tree, Table) or not tree.entries:
             self.wrong(tree, "a mapping of members, {name: str, age: int},")
             return {}
@@ -307,17 +306,17 @@ class _Reader:
         for key, (place, value) in tree.entries.items():
             name = self.name(tree, key, place, "member")
             member = self.member(value)
-            if name is not None and member is not None and member.type is not None:
+            if name is not None:
                 found[name] = member
         return found
 
-    def member(self, tree: Tree) -> Member | None:
+    def member(self, tree: Tree) -> Member:
         if isinstance(tree, Table):
             found = self.table(tree, Member)
-            return found if isinstance(found, Member) else None
+            return found if found.type is not None else Member(Type(UNREAD))
         read = self.type_of(tree)
         if read is None:
-            return None
+            return Member(Type(UNREAD))
         if read.name == "object":
             self.problems.add(tree, "an object needs a schema of its members: {type: object, schema: {...}}")
         return Member(read)
@@ -353,6 +352,11 @@ class _Reader:
 
 def _needed(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _unread(hint: Any) -> Any:
+    """What stands for a key that is missing: nothing to be judged further."""
+    return {tuple: (), Mapping: {}}.get(typing.get_origin(hint))
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -18,7 +18,7 @@ from pytest_agenttrace.workflow.conditions import (
 from pytest_agenttrace.workflow.models import StateField, WorkflowConfig
 from pytest_agenttrace.workflow.positions import Leaf, Problems, Tree
 from pytest_agenttrace.workflow.reading import did_you_mean
-from pytest_agenttrace.workflow.types import Type, kind_of, shown
+from pytest_agenttrace.workflow.types import UNREAD, Type, kind_of, shown
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def _listed(names: Mapping[str, object]) -> str:
 def member_type(found: Type | None, path: tuple[str, ...], start: int) -> Type | None:
     """The type below a type, along the rest of a path. Raises `UnknownName`."""
     for at in range(start, len(path)):
-        if found is None or (found.name == "object" and found.members is None):
+        if found is None or found.name == UNREAD or (found.name == "object" and found.members is None):
             return None
         whole = ".".join(path[:at])
         if found.name == "dict":
@@ -129,7 +129,7 @@ def _kind(expression: Expression, fields: Fields) -> str | None:
     except UnknownName:
         # Told already.
         return None
-    return None if found is None else {"object": "dict"}.get(found.name, found.name)
+    return None if found is None or found.name == UNREAD else {"object": "dict"}.get(found.name, found.name)
 
 
 def _never(found: Comparison, fields: Fields) -> str | None:

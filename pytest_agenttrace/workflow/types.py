@@ -12,7 +12,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["Member", "Mismatch", "Type", "TypeSyntaxError", "fits", "kind_of", "mismatches", "parse_type", "shown"]
+__all__ = [
+    "UNREAD",
+    "Member",
+    "Mismatch",
+    "Type",
+    "TypeSyntaxError",
+    "fits",
+    "kind_of",
+    "mismatches",
+    "parse_type",
+    "shown",
+]
 
 SCALARS = ("str", "int", "float", "bool")
 NAMES = (*SCALARS, "list", "dict", "object")
@@ -33,6 +44,10 @@ _FOREIGN = {
 }
 _LONGEST = 200
 _DEEPEST = 10
+
+
+# A type that could not be read, of which nothing more is said.
+UNREAD = "unread"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +200,7 @@ def mismatches(value: object, wanted: Type, keys: tuple[Any, ...] = (), *, whole
         case "object" if isinstance(value, Mapping):
             if wanted.members is not None:
                 yield from _members(value, wanted.members, keys, whole)
-        case name if name in SCALARS and _is(value, name):
+        case name if name == UNREAD or (name in SCALARS and _is(value, name)):
             pass
         case _:
             yield Mismatch(keys, f"{wanted} is wanted, not {kind_of(value)} {shown(value)}")
@@ -229,6 +244,8 @@ def _step(key: object) -> str:
 
 def fits(given: Type, wanted: Type) -> bool:
     """Whether each value of one type is one of the other."""
+    if UNREAD in (given.name, wanted.name):
+        return True
     if given.name == wanted.name == "list":
         return wanted.item is None or (given.item is not None and fits(given.item, wanted.item))
     if given.name == wanted.name == "dict":

@@ -106,7 +106,7 @@ class _Ways:
             self.add(self.tree(at), f"{source} has an edge already, edges[{number}]: {way} stands alone")
 
     def routes(self, at: int, edge: Edge) -> None:
-        defaults = 0
+        defaults, unread = 0, False
         for number, route in enumerate(edge.routes):
             logic = self.tree(at, "routes", number, "condition", "logic")
             condition = None if maybe(route) is None else maybe(route.condition)
@@ -114,12 +114,12 @@ class _Ways:
                 check_condition(self.subject, condition.logic, logic)
             elif condition is None or not _is_default(logic):
                 # Something is wrong with it already: it may be meant as the default.
-                defaults = max(defaults, 1)
+                unread = True
             elif defaults:
                 self.add(logic, "a second default: one route is taken where no condition holds")
             else:
                 defaults += 1
-        if defaults == 0:
+        if defaults == 0 and not unread:
             example = "{condition: {logic: default}, to: ...}"
             self.add(self.tree(at, "routes"), f"no default route: add {example} for when no condition holds")
 
