@@ -19,16 +19,21 @@ def load_config(path: Path | str) -> WorkflowConfig:
     file = Path(path)
     problems = Problems(file)
     try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise problems.fail("no file")
-        with file.open("rb") as opened:
-            # One byte more than is allowed, whatever the file is: enough to know.
-            data = opened.read(LARGEST + 1)
+        regular = stat.S_ISREG(file.stat().st_mode)
+        # One byte more than is allowed: enough to know. A folder, a pipe or a device is not read at all.
+        data = _start_of(file) if regular else b""
     except FileNotFoundError:
         raise problems.fail("no such file") from None
     except (OSError, ValueError) as error:
         raise problems.fail(f"it cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not regular:
+        raise problems.fail("no file")
     return parse_config(data, file)
+
+
+def _start_of(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(LARGEST + 1)
 
 
 def parse_config(data: bytes | str, file: Path | str = "workflow.yaml") -> WorkflowConfig:

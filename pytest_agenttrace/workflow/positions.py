@@ -179,7 +179,9 @@ class ConfigError(ValueError):
         super().__init__("\n".join(self._line(problem) for problem in problems))
 
     def _line(self, problem: Problem) -> str:
-        where = f"{self.file}:{problem.place.line}:{problem.place.column}" if problem.place.line else str(self.file)
+        where = one_line(str(self.file))
+        if problem.place.line:
+            where += f":{problem.place.line}:{problem.place.column}"
         return ": ".join(part for part in (where, problem.path, problem.text) if part)
 
 

@@ -160,8 +160,11 @@ class _Ways:
         node: Node | None = None if at is None else self.subject.config.nodes[at]
         if node is None or node.output_schema is None or kind.item is None or None in node.outputs:
             return
+        # An output of that name is checked with the node.
+        if found.collect_field in node.outputs:
+            return
         given = Type("object") if len(node.outputs) != 1 else _only_type(node)
-        if given is not None and not fits(given, kind.item) and not fits(given, kind):
+        if given is not None and not fits(given, kind.item):
             what = f"{node.id} returns {given} for an item"
             self.add(tree, f"{found.collect_field} is {kind}, and {what}")
 
