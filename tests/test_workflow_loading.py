@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_agenttrace.workflow import ConfigError, WorkflowConfig, load_config, parse_config
-from tests.workflows import SHARED, VALID
+from tests.workflows import SHARED, VALID, changed
 
 REAL = sorted(SHARED.glob("*.yaml"))
 needs_real = pytest.mark.skipif(not REAL, reason="the real workflows are not beside the project")
@@ -100,9 +100,8 @@ def test_a_file_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
 
 def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path: Path) -> None:
     file = tmp_path / "w.yaml"
-    file.write_text(
-        VALID.replace("type: int", "type: itn").replace("to: write", "to: wirte").replace("{query}", "{x!r}")
-    )
+    wrong = (("depth: {type: int", "depth: {type: itn"), ("to: write", "to: wirte"), ("{query}", "{x!r}"))
+    file.write_text(changed(*wrong))
     assert failed(file).splitlines() == [
         f"{file}:8:19: state.fields.depth.type: 'itn' is no type; did you mean int?",
         f"{file}:30:22: nodes.write.prompt: {{x!r}} has a conversion, and a placeholder is a name only: braces for "

@@ -163,6 +163,7 @@ def test_descriptions_of_other_versions_are_kept() -> None:
         ("provider: google", "max_tokens: true", "43:21: config.llm.max_tokens: a whole number is wanted, not bool true"),
         ("provider: google", "api_base: localhost", "43:19: config.llm.api_base: 'localhost' is no address: http://... or https://..."),
         (LLM, "  execution: {timeout: 0}\n", "43:24: config.execution.timeout: 0 is too small: more than 0 is wanted"),
+        (LLM, f"  execution: {{timeout: {'9' * 400}}}\n", f"43:24: config.execution.timeout: {'9' * 37}... is out of bounds: more than 0 and up to 604800 is wanted"),
         (LLM, "  execution: {timeout_seconds: 5}\n", "43:15: config.execution.timeout_seconds: 'timeout_seconds' is no key of this mapping; did you mean timeout?"),
         (LLM, "  observability: {logging: {level: loud}}\n", "43:36: config.observability.logging.level: text 'loud' is not one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
         (LLM, f"{MLFLOW}{{enabled: 1}}\n", "44:23: config.observability.mlflow.enabled: true or false is wanted, not int 1"),

@@ -228,7 +228,7 @@ class Edge:
 class Execution:
     """How long a run may take, and how often a node is tried."""
 
-    timeout: float = _key("Seconds that a node may take.", 120, more_than=0)
+    timeout: float = _key("Seconds that a node may take.", 120, more_than=0, most=604_800)
     max_retries: int = _key("How often a node that failed is tried again.", 3, least=0, most=100)
 
 

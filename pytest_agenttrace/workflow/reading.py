@@ -409,19 +409,21 @@ def _number_meant(text: str, hint: type) -> str:
         meant = float(text) if hint is float else int(text)
     except ValueError:
         return ""
-    return f"; did you mean {meant}?" if math.isfinite(meant) else ""
+    return f"; did you mean {meant}?" if isinstance(meant, int) or math.isfinite(meant) else ""
 
 
 def _out_of_bounds(value: float, rules: Mapping[str, Any]) -> str | None:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is no number to work with"
     if "more_than" in rules and not value > rules["more_than"]:
-        return f"{value} is too small: more than {rules['more_than']} is wanted"
+        return f"{shown(value)} is too small: more than {rules['more_than']} is wanted"
     least, most = rules.get("least"), rules.get("most")
     if (least is not None and value < least) or (most is not None and value > most):
-        return f"{value} is out of bounds: {_bounds(least, most)} is wanted"
+        return f"{shown(value)} is out of bounds: {_bounds(rules)} is wanted"
     return None
 
 
-def _bounds(least: float | None, most: float | None) -> str:
-    return f"{least} or more" if most is None else f"{least} to {most}"
+def _bounds(rules: Mapping[str, Any]) -> str:
+    if "more_than" in rules:
+        return f"more than {rules['more_than']} and up to {rules['most']}"
+    return f"{rules['least']} to {rules['most']}" if "most" in rules else f"{rules['least']} or more"
