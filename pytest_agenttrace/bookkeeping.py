@@ -20,7 +20,7 @@ from pytest_agenttrace.testrun import Run
 if TYPE_CHECKING:
     from pytest_agenttrace.ledger import FindingFacts
 
-__all__ = ["FACTS", "Bookkeeper"]
+__all__ = ["FACTS", "Bookkeeper", "outcome_of"]
 
 # An attribute of reports: names, and the facts of each.
 FACTS = "agenttrace_facts"
@@ -86,7 +86,7 @@ class Bookkeeper:
             else:
                 self.results.facts(ungrouped(name), told)
         if report.when is not None and report.when in ("setup", "call", "teardown"):
-            self.results.phase(ungrouped(report.nodeid), report.when, _outcome(report), report.duration)
+            self.results.phase(ungrouped(report.nodeid), report.when, outcome_of(report), report.duration)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self._ledger is None or session.config.option.collectonly:
@@ -106,7 +106,10 @@ class Bookkeeper:
         """The results as they are now, as plain data."""
         stopped = _stopped(session, exitstatus)
         part = None if stopped else self._part()
-        return self.results.ledger(stopped=stopped, part=part, findings=list(self._unused()))
+        from pytest_agenttrace.ledger import BudgetFacts
+
+        budgets = [BudgetFacts(use.node, use.metric, use.limit, use.used) for use in self._session.run_uses]
+        return self.results.ledger(stopped=stopped, part=part, budgets=budgets, findings=list(self._unused()))
 
     def _unused(self) -> Iterator[FindingFacts]:
         """Replies of shared cassettes that no test asked for."""
@@ -127,7 +130,8 @@ class Bookkeeper:
         return f"only {', '.join(shown)} was run"
 
 
-def _outcome(report: pytest.TestReport) -> str:
+def outcome_of(report: pytest.TestReport) -> str:
+    """What a report says of its test, in a ledger's words."""
     if report.outcome == "failed":
         return "failed" if report.when == "call" else "error"
     expected = hasattr(report, "wasxfail")

@@ -5,14 +5,27 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from pytest_agenttrace.trace import SpanNotFound, TraceReading
 from pytest_agenttrace.usage import UnknownTokens, UsageUnknown, exact_decimals, format_tokens, format_usd
 
-__all__ = ["METRICS", "BudgetError", "Limit", "Overrun", "closest", "overruns", "parse_budget"]
+__all__ = [
+    "METRICS",
+    "BudgetError",
+    "Lift",
+    "Limit",
+    "Overrun",
+    "Use",
+    "closest",
+    "parse_budget",
+    "read_limit",
+    "unjudged",
+    "weigh",
+    "written",
+]
 
 METRICS = ("tokens", "input_tokens", "output_tokens", "cost", "llm_calls", "tool_calls")
 # More digits than a person writes: the float is the result of arithmetic, not the number meant.
@@ -29,11 +42,37 @@ class BudgetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """An inclusive limit for one metric of a node (None: the whole run). Zero is a limit."""
+    """An inclusive limit for one metric of a node (None: the whole run). Zero is a limit.
+
+    `source` is where it is written, as a person would find it: `test_article.py:12 budget("write", tokens=4000)`. One
+    that is `demanded` fails where its node does not run; a default holds only where it does.
+    """
 
     node: str | None
     metric: str
     limit: int | Decimal
+    source: str = field(default="", compare=False)
+    demanded: bool = field(default=True, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Lift:
+    """A marker's word that a metric of a node has no limit, whatever stands further away."""
+
+    node: str | None
+    metric: str
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What was used of a limit, in its own unit (tokens, USD or calls); None where that is not known: the test did not
+    come to its end, the node did not run, nobody reported the tokens, a model has no price."""
+
+    node: str | None
+    metric: str
+    limit: int | Decimal
+    used: int | Decimal | None
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +85,9 @@ class Overrun:
     unpriced: str | None = None
 
 
-def parse_budget(args: Sequence[object], kwargs: Mapping[str, object]) -> list[Limit]:
-    """The arguments of one `budget` marker as limits. Raises `BudgetError` with all that is wrong."""
+def parse_budget(args: Sequence[object], kwargs: Mapping[str, object], site: str = "") -> list[Limit | Lift]:
+    """The arguments of one `budget` marker, which stands at `site`, as limits; None lifts one. Raises `BudgetError`
+    with all that is wrong."""
     problems: list[str] = []
     node = args[0] if args else None
     if len(args) > 1:
@@ -61,83 +101,117 @@ def parse_budget(args: Sequence[object], kwargs: Mapping[str, object]) -> list[L
         problems.append(f"unknown limit {name!r}{hint} It has {', '.join(METRICS)}")
     if not kwargs:
         problems.append(f"sets no limit: give one of {', '.join(METRICS)}")
-    limits: list[Limit] = []
-    for metric in METRICS:
-        if metric not in kwargs:
+    limits: list[Limit | Lift] = []
+    of = node if isinstance(node, str) else None
+    for metric in (metric for metric in METRICS if metric in kwargs):
+        value = kwargs[metric]
+        if value is None:
+            limits.append(Lift(of, metric))
             continue
         try:
-            limits.append(Limit(node if isinstance(node, str) else None, metric, _limit(metric, kwargs[metric])))
+            limit = read_limit(metric, value)
         except BudgetError as error:
-            problems.extend(error.problems)
+            problems += [f"{metric}={value!r} {problem}" for problem in error.problems]
+        else:
+            limits.append(Limit(of, metric, limit, f"{site} budget({written(of, metric, limit)})".lstrip()))
     if problems:
         raise BudgetError(problems)
     return limits
 
 
-def _limit(metric: str, value: object) -> int | Decimal:
-    limit = _money(value) if metric == "cost" else _whole(metric, value)
+def written(node: str | None, metric: str, limit: int | Decimal) -> str:
+    """A limit as the marker's arguments: `"research", tokens=4000`."""
+    value = f'"{limit:f}"' if metric == "cost" else str(limit)
+    return ", ".join([*([] if node is None else [f'"{node}"']), f"{metric}={value}"])
+
+
+def read_limit(metric: str, value: object) -> int | Decimal:
+    """The value of one limit. Raises `BudgetError` with what it is instead: `is not a whole number`."""
+    limit = _money(value) if metric == "cost" else _whole(value)
     if limit < 0:
-        raise BudgetError([f"{metric}={value!r} is negative"])
+        raise BudgetError(["is negative"])
     return limit
 
 
-def _whole(metric: str, value: object) -> int:
+def _whole(value: object) -> int:
     if isinstance(value, bool):
-        raise BudgetError([f"{metric}={value!r} is not a number"])
+        raise BudgetError(["is not a number"])
     try:
         return operator.index(value)  # type: ignore[arg-type]  # what is no integer is refused just below
     except TypeError:
-        raise BudgetError([f"{metric}={value!r} is not a whole number"]) from None
+        raise BudgetError(["is not a whole number"]) from None
 
 
 def _money(value: object) -> Decimal:
+    no_amount = BudgetError(['is not an amount of USD: write cost="0.005"'])
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
-        raise BudgetError([f'cost={value!r} is not an amount of USD: write cost="0.005"'])
+        raise no_amount
     try:
         amount = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
     except InvalidOperation:
-        raise BudgetError([f'cost={value!r} is not an amount of USD: write cost="0.005"']) from None
+        raise no_amount from None
     if not amount.is_finite():
-        raise BudgetError([f'cost={value!r} is not an amount of USD: write cost="0.005"'])
+        raise no_amount
     if isinstance(value, float) and len(amount.normalize().as_tuple().digits) > _FLOAT_DIGITS:
-        raise BudgetError([f"cost={value!r} is a float that is not what it seems: write it as text"])
+        raise BudgetError(["is a float that is not what it seems: write it as text"])
     return amount
 
 
-def closest(markers: Iterable[Sequence[Limit]]) -> list[Limit]:
-    """One limit for each node and metric: that of the first marker that has it (closest first), in
-    the order of the markers."""
-    chosen: dict[tuple[str | None, str], Limit] = {}
-    for limits in markers:
-        for limit in limits:
+def closest(layers: Iterable[Sequence[Limit | Lift]]) -> list[Limit]:
+    """One limit for each node and metric: that of the first layer that has it (closest first), in the order of the
+    layers; none where that layer lifts it."""
+    chosen: dict[tuple[str | None, str], Limit | Lift] = {}
+    for layer in layers:
+        for limit in layer:
             chosen.setdefault((limit.node, limit.metric), limit)
-    return list(chosen.values())
+    return [limit for limit in chosen.values() if isinstance(limit, Limit)]
 
 
-def overruns(limits: Iterable[Limit], trace: TraceReading) -> list[Overrun]:
-    """Every limit that the trace exceeds, and every one that cannot be judged: a node that did not
-    run, tokens nobody reported, a model without a price. A budget never passes unread."""
+def unjudged(limits: Iterable[Limit]) -> tuple[Use, ...]:
+    """The uses of limits that nothing could be held against."""
+    return tuple(_use(limit, None) for limit in limits)
+
+
+def weigh(limits: Iterable[Limit], trace: TraceReading) -> tuple[tuple[Use, ...], list[Overrun]]:
+    """What the trace used of each limit; and every limit that it exceeds, and every one that cannot be judged: a node
+    that did not run, tokens nobody reported, a model without a price. A budget never passes unread; but the default of
+    a node that did not run is none."""
+    uses: list[Use] = []
     found: list[Overrun] = []
     snapshot = trace.snapshot()
     unknown: set[str] = set()
     for limit in limits:
+        if limit.node is not None and not limit.demanded and limit.node not in snapshot:
+            continue
+        used: int | Decimal | None = None
         unpriced: str | None = None
         try:
             part: TraceReading = snapshot if limit.node is None else snapshot[limit.node]
-            text = _judge(limit, part)
+            used = _used(limit, part)
+            text = _over(limit, used)
         except SpanNotFound as error:
             text = None if str(limit.node) in unknown else f"budget: {error}"
             unknown.add(str(limit.node))
         except (LookupError, UsageUnknown) as error:
             text = f"{limit.node or 'run'} {limit.metric} cannot be judged: {error}"
             unpriced = str(error) if isinstance(error, LookupError) else None
+        uses.append(_use(limit, used))
         if text is not None:
             found.append(Overrun(limit.node, text, unpriced))
-    return found
+    return tuple(uses), found
 
 
-def _judge(limit: Limit, part: TraceReading) -> str | None:
+def _use(limit: Limit, used: int | Decimal | None) -> Use:
+    return Use(limit.node, limit.metric, limit.limit, used, limit.source)
+
+
+def _used(limit: Limit, part: TraceReading) -> int | Decimal:
+    """Plain numbers, which compare and travel like any other."""
     used = _USED[limit.metric](part)
+    return Decimal(used) if limit.metric == "cost" else int(used)
+
+
+def _over(limit: Limit, used: int | Decimal) -> str | None:
     if used <= limit.limit:
         return None
     name = limit.node or "run"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_agenttrace.budget import Limit, Overrun, overruns
+from pytest_agenttrace.budget import Limit, Overrun, Use, unjudged, weigh
 from pytest_agenttrace.calls import Asked, Pricer
 from pytest_agenttrace.diagnosis import why_nothing, why_untraced
 from pytest_agenttrace.environment import dummy_key, quiet_environment
@@ -112,12 +112,14 @@ class AgentTrace(TraceReading):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is wrong with a run: `failures` as text, most telling first; `about` the nodes they name."""
+    """What is wrong with a run: `failures` as text, most telling first; `about` the nodes they name. `uses` has what
+    was used of each limit."""
 
     failures: tuple[str, ...]
     findings: tuple[Finding, ...]
     warned: tuple[Finding, ...]
     about: tuple[str, ...]
+    uses: tuple[Use, ...] = ()
 
     @property
     def text(self) -> str:
@@ -168,9 +170,12 @@ def judge(
     findings = _without_effects(find(evidence), tolerance)
     failing = tolerance.failing(findings)
     over: list[Overrun] = []
+    uses = unjudged(limits)
     if limits and ended and not any(finding.kind in ("missing", "empty") for finding in failing):
-        unread = [Overrun(None, f"budget: {evidence.nothing}")]
-        over = overruns(limits, snapshot) if snapshot is not None else unread
+        demanded = any(limit.demanded for limit in limits)
+        over = [Overrun(None, f"budget: {evidence.nothing}")] if demanded else []
+        if snapshot is not None:
+            uses, over = weigh(limits, snapshot)
     if trace is not None and ended:
         # Budgets have asked by now.
         findings += [Finding("unpriced", node, text) for (node, _), text in trace.unpriced.items()]
@@ -179,7 +184,8 @@ def judge(
         over = [overrun for overrun in over if overrun.unpriced not in told]
     texts = [overrun.text for overrun in over] + _texts(failing)
     about = [overrun.node or "run" for overrun in over] + [f.node for f in failing if f.node]
-    return Verdict(tuple(texts), tuple(findings), tuple(tolerance.warned(findings)), tuple(dict.fromkeys(about)))
+    warned = tuple(tolerance.warned(findings))
+    return Verdict(tuple(texts), tuple(findings), warned, tuple(dict.fromkeys(about)), uses)
 
 
 def _of(store: MlflowStore | None) -> tuple[str, str] | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pytest_agenttrace.diffing import diff
 from pytest_agenttrace.inifile import ConfigurationError, Project, find_project
 from pytest_agenttrace.workflow_commands import validate
 
@@ -25,9 +26,6 @@ _CASSETTES = click.argument("cassettes", nargs=-1, type=click.Path(exists=True, 
 @click.version_option(package_name="pytest-agenttrace", prog_name="agenttrace")
 def main() -> None:
     """Recorded agent runs: what they cost, and would cost."""
-
-
-main.add_command(validate)
 
 
 @main.group()
@@ -111,6 +109,10 @@ def merge(ledgers: tuple[Path, ...], output: Path) -> None:
         raise click.UsageError(str(error)) from None
     tests = f"{len(whole.tests)} test{'' if len(whole.tests) == 1 else 's'}"
     click.echo(f"{_shown(output)}: {tests} of {len(ledgers)} ledgers")
+
+
+main.add_command(diff)
+main.add_command(validate)
 
 
 def _project() -> Project:

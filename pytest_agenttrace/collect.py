@@ -17,17 +17,21 @@ from pytest_agenttrace.session import Session
 from pytest_agenttrace.settings import SettingsError, read_settings
 
 if TYPE_CHECKING:
-    from pytest_agenttrace.budget import Limit
+    from pytest_agenttrace.budget import Lift, Limit
+    from pytest_agenttrace.projectbudgets import ProjectBudgets
 
-__all__ = ["LIMITS", "SESSION", "failed_by", "marker_layers", "named_alone", "named_by_tests"]
+__all__ = ["BUDGETS", "LIMITS", "SESSION", "failed_by", "marker_layers", "named_alone", "named_by_tests"]
 
 SESSION = pytest.StashKey[Session]()
 LIMITS = pytest.StashKey[list["Limit"]]()
+# The budgets in pyproject.toml; None where there are none.
+BUDGETS: pytest.StashKey[ProjectBudgets | None] = pytest.StashKey()
 _NAMED = pytest.StashKey[dict[Path, int]]()
 _WORKER_PROBLEMS = pytest.StashKey[str]()
 
 # What a worker of xdist tells the controller at its end.
 _PROBLEMS, _PARTIAL, _LATE = "agenttrace_problems", "agenttrace_partial", "agenttrace_late"
+_UNMATCHED = "agenttrace_unmatched"
 
 
 def marker_layers(item: pytest.Item) -> list[tuple[str, Mapping[str, Any]]]:
@@ -97,13 +101,17 @@ def pytest_count_named(config: pytest.Config, items: list[pytest.Item]) -> None:
                 counts[path] = counts.get(path, 0) + 1
                 break
     config.stash[_NAMED] = counts
+    budgets = config.stash[BUDGETS]
+    if budgets is not None:
+        config.stash[SESSION].unmatched = budgets.unmatched(item.nodeid for item in items)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     problems: list[str] = []
     for item in items:
-        if item.get_closest_marker("budget") is None and item.get_closest_marker("agent_trace") is None:
+        unmarked = item.get_closest_marker("budget") is None and item.get_closest_marker("agent_trace") is None
+        if unmarked and config.stash[BUDGETS] is None:
             continue
         where = f"{item.location[0]}:{(item.location[1] or 0) + 1}: {getattr(item, 'originalname', None) or item.name}"
         problems += [f"{where}: {problem}" for problem in _read_markers(item)]
@@ -130,7 +138,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         found.partial = "the run was stopped"
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
-        output[_PARTIAL], output[_LATE] = found.partial, list(found.late)
+        output[_PARTIAL], output[_LATE], output[_UNMATCHED] = found.partial, list(found.late), list(found.unmatched)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -141,6 +149,8 @@ def pytest_testnodedown(node: Any, error: object) -> None:
         config.stash[_WORKER_PROBLEMS] = output[_PROBLEMS]
     session = config.stash[SESSION]
     session.late += output.get(_LATE, ())
+    # Each worker has collected all tests.
+    session.unmatched = output.get(_UNMATCHED, session.unmatched)
     session.partial = session.partial or output.get(_PARTIAL) or ("a worker of xdist crashed" if error else None)
 
 
@@ -156,10 +166,10 @@ def _read_markers(item: pytest.Item) -> list[str]:
     from pytest_agenttrace.budget import BudgetError, closest, parse_budget
 
     problems: list[str] = []
-    limits: list[list[Limit]] = []
-    for mark in item.iter_markers("budget"):
+    limits: list[Sequence[Limit | Lift]] = []
+    for node, mark in item.iter_markers_with_node("budget"):
         try:
-            limits.append(parse_budget(mark.args, mark.kwargs))
+            limits.append(parse_budget(mark.args, mark.kwargs, _site(item, node)))
         except BudgetError as error:
             problems += [f"budget: {problem}" for problem in error.problems]
     problems += [
@@ -169,10 +179,27 @@ def _read_markers(item: pytest.Item) -> list[str]:
         read_settings(marker_layers(item))
     except SettingsError as error:
         problems += error.problems
-    item.stash[LIMITS] = closest(limits)
-    if limits and isinstance(item, pytest.Function):  # a doctest of a module that has a budget needs none
+    own = closest(limits)
+    if own and isinstance(item, pytest.Function):  # a doctest of a module that has a budget needs none
         _use_fixture(item)
+    budgets = item.config.stash[BUDGETS]
+    item.stash[LIMITS] = own if budgets is None else closest([*limits, *budgets.of(item.nodeid)])
     return problems
+
+
+def _site(item: pytest.Item, node: Any) -> str:
+    """Where a marker stands: `test_article.py:12`, the first line of what it marks; of a module the file alone."""
+    file, line = item.location[0], item.location[1]
+    if isinstance(node, pytest.Class):
+        place = node.reportinfo()
+        file, line = _shown(Path(place[0]), item.config.rootpath), place[1]
+    elif node is not item:
+        file, line = _shown(node.path, item.config.rootpath), None
+    return file if line is None else f"{file}:{line + 1}"
+
+
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _use_fixture(item: pytest.Function) -> None:

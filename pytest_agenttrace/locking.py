@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -31,20 +31,40 @@ class LockTimeout(OSError):
 def locked(path: Path) -> Iterator[None]:
     """Alone with the file at `path`, which need not exist. Links are followed; not reentrant.
 
-    The lock is a file of its own in the system's temporary folder, so that none lies beside what it guards.
-    Raises `LockTimeout` after a minute.
+    The lock is a file of its own in the system's temporary folder, so that none lies beside what it guards; whoever is
+    done with it takes it away. Raises `LockTimeout` after a minute.
     """
     name = hashlib.sha256(f"{_user()} {os.path.realpath(path)}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    with Path(tempfile.gettempdir(), f"agenttrace-{name}.lock").open("ab") as lock:
-        until = time.monotonic() + _DEADLINE
-        while not _taken(lock):
-            if time.monotonic() > until:
-                raise LockTimeout(f"another process has been writing it for {_DEADLINE:.0f} seconds")
-            time.sleep(_PAUSE)
-        try:
-            yield
-        finally:
-            _released(lock)
+    file = Path(tempfile.gettempdir(), f"agenttrace-{name}.lock")
+    lock = _acquired(file)
+    try:
+        yield
+    finally:
+        # Windows does not let go of a file that is open.
+        with suppress(OSError):
+            file.unlink()
+        _released(lock)
+        lock.close()
+
+
+def _acquired(file: Path) -> IO[bytes]:
+    until = time.monotonic() + _DEADLINE
+    while True:
+        lock = file.open("ab")
+        if _taken(lock) and _still_there(lock, file):
+            return lock
+        lock.close()
+        if time.monotonic() > until:
+            raise LockTimeout(f"another process has been writing it for {_DEADLINE:.0f} seconds")
+        time.sleep(_PAUSE)
+
+
+def _still_there(lock: IO[bytes], file: Path) -> bool:
+    """Whether a lock is on the file that others see: its holder may have taken it away meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _user() -> str:

@@ -12,21 +12,28 @@ from pytest_agenttrace.inifile import unquoted
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_agenttrace.budget import Limit
     from pytest_agenttrace.prices import Prices
+    from pytest_agenttrace.projectbudgets import ProjectBudgets
     from pytest_agenttrace.replay import Mode, Spending
+    from pytest_agenttrace.testrun import Keep
 
 __all__ = [
     "ASCII",
     "OptionError",
     "add_options",
     "ascii_only",
+    "baseline_of",
+    "budgets_of",
     "cassettes_of",
     "check_options",
     "early_key",
+    "keep_of",
     "ledger_of",
     "max_age_of",
     "mode_of",
     "prices_of",
+    "run_limits_of",
     "spending_of",
 ]
 
@@ -75,10 +82,55 @@ def add_options(parser: pytest.Parser) -> None:
             help="After a run of the whole suite, list the cassettes no test has used. Deletes nothing.",
         )
         group.addoption(
+            "--agenttrace-budget",
+            metavar="LIMIT",
+            action="append",
+            default=[],
+            help="What all tests together may use: 0.50 or cost=0.50 (USD), tokens=500000. One for each; beats "
+            "[tool.agenttrace.budgets.run] of pyproject.toml.",
+        )
+        group.addoption(
+            "--agenttrace-slack",
+            action="store_true",
+            default=False,
+            help="At the end, name the limits of which no test has used half, with what would do.",
+        )
+        group.addoption(
             "--agenttrace-ledger",
             metavar="FILE",
             default=None,
             help="Write the results of the run as JSON: per test, node and call what ran, what it used and cost.",
+        )
+        group.addoption(
+            "--agenttrace-keep",
+            metavar="WHICH",
+            default="failed",
+            help="Whose MLflow stores are kept, below pytest's temporary root: those of failed tests (failed, the "
+            "default), of all that passed or failed (all), or none.",
+        )
+        group.addoption(
+            "--agenttrace-baseline",
+            metavar="FILE",
+            default=None,
+            help="Compare the run with a ledger of an earlier one, and fail on what --agenttrace-fail-on names.",
+        )
+        group.addoption(
+            "--agenttrace-update-baseline",
+            action="store_true",
+            default=False,
+            help="Write the baseline from this run, if it is green. A part of the suite updates its own tests only.",
+        )
+        group.addoption(
+            "--agenttrace-fail-on",
+            choices=("breaking", "cost", "request", "informational", "never"),
+            default="cost",
+            help="The least level of differences that fails (default: cost).",
+        )
+        group.addoption(
+            "--agenttrace-tolerance",
+            metavar="PERCENT",
+            default="5%",
+            help="How much more a node may use in a test before it is told as cost (default: 5%%).",
         )
         parser.addini(
             "agenttrace_cassettes",
@@ -111,6 +163,7 @@ def add_options(parser: pytest.Parser) -> None:
         ) from None
 
 
+_KEEP: tuple[Keep, ...] = ("failed", "all", "none")
 _MODES: dict[str, Mode] = {"record": "record", "record_missing": "missing", "adopt": "adopt"}
 
 
@@ -128,6 +181,8 @@ def check_options(config: pytest.Config) -> None:
     max_age_of(config)
     early_key(config)
     ledger_of(config)
+    keep_of(config)
+    baseline_of(config)
     limit = config.getoption("agenttrace_record_limit")
     if limit is None:
         return
@@ -165,6 +220,15 @@ def _ini(config: pytest.Config, key: str) -> str:
     return "" if value is None else str(value).strip()
 
 
+def keep_of(config: pytest.Config) -> Keep:
+    """Whose stores are kept: "failed", "all" or "none"."""
+    asked = config.getoption("agenttrace_keep")
+    for known in _KEEP:
+        if asked == known:
+            return known
+    raise OptionError(f"--agenttrace-keep: {asked!r} is none of {', '.join(_KEEP)}")
+
+
 def max_age_of(config: pytest.Config) -> int | None:
     """Days a recording may be old; None for any."""
     try:
@@ -187,6 +251,24 @@ def ledger_of(config: pytest.Config) -> Path | None:
     return path
 
 
+def baseline_of(config: pytest.Config) -> Path | None:
+    """The file of the baseline; None where nothing is compared. Raises `OptionError`."""
+    given, update = config.getoption("agenttrace_baseline"), config.getoption("agenttrace_update_baseline")
+    if given is None:
+        if update:
+            raise OptionError("--agenttrace-update-baseline: of which file? Name it with --agenttrace-baseline FILE")
+        return None
+    path: Path = config.invocation_params.dir / given
+    if not given or path.is_dir():
+        raise OptionError(f"--agenttrace-baseline: {given!r} is no file: name one, such as baseline.json")
+    if not path.exists() and not update:
+        raise OptionError(
+            f"--agenttrace-baseline: no file {given}: write it with\n"
+            f"  pytest --agenttrace-baseline {given} --agenttrace-update-baseline"
+        )
+    return path
+
+
 def prices_of(config: pytest.Config) -> Prices | None:
     """The project's own file of prices; None where there is none. Raises `OptionError`."""
     name = unquoted(_ini(config, "agenttrace_prices"))
@@ -198,6 +280,35 @@ def prices_of(config: pytest.Config) -> Prices | None:
         return read_prices(config.rootpath / name)
     except PricesError as error:
         raise OptionError(f"agenttrace_prices: {error}") from None
+
+
+def budgets_of(config: pytest.Config) -> ProjectBudgets | None:
+    """The budgets in pyproject.toml; None where there are none. Raises `OptionError` with all that is wrong."""
+    from pytest_agenttrace.projectfile import ProjectError, read_project
+
+    try:
+        file = read_project(config.rootpath)
+        if file is None:
+            return None
+        from pytest_agenttrace.projectbudgets import read_budgets
+
+        return read_budgets(file)
+    except ProjectError as error:
+        raise OptionError(str(error)) from None
+
+
+def run_limits_of(config: pytest.Config, budgets: ProjectBudgets | None) -> list[Limit]:
+    """The budget of the whole run: the option's for each metric, else the project's. Raises `OptionError`."""
+    given = config.getoption("agenttrace_budget")
+    if not given:
+        return [] if budgets is None else list(budgets.run)
+    from pytest_agenttrace.budget import BudgetError, closest
+    from pytest_agenttrace.runbudget import parse_run_budget
+
+    try:
+        return closest([parse_run_budget(given), () if budgets is None else budgets.run])
+    except BudgetError as error:
+        raise OptionError("\n".join(f"--agenttrace-budget: {problem}" for problem in error.problems)) from None
 
 
 def spending_of(config: pytest.Config, parts: Path) -> Spending | None:

@@ -16,18 +16,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace import collect, opening
-from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told
-from pytest_agenttrace.collect import LIMITS, SESSION, failed_by, marker_layers, named_alone
+from pytest_agenttrace.accounting import WANTED, Accountant, wanted_of
+from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told, outcome_of
+from pytest_agenttrace.collect import BUDGETS, LIMITS, SESSION, failed_by, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
+from pytest_agenttrace.gating import Gate, properties_of, wants_gate, wants_properties
 from pytest_agenttrace.opening import OPEN, PRICES, cassette_of, hold_back, opening_of, price_of
 from pytest_agenttrace.options import (
     ASCII,
     OptionError,
     add_options,
     ascii_only,
+    budgets_of,
     cassettes_of,
     check_options,
     early_key,
+    keep_of,
     ledger_of,
     max_age_of,
     mode_of,
@@ -53,7 +57,7 @@ _FIXTURES = (
 _BUDGET = (
     "budget(node=None, /, *, tokens, input_tokens, output_tokens, cost, llm_calls, tool_calls): "
     "inclusive limits for a node, or for the whole run; cost in USD, as text or Decimal. "
-    "The closest marker wins for each node and metric."
+    "None lifts one. The closest marker wins for each node and metric, then pyproject.toml."
 )
 _AGENT_TRACE = (
     "agent_trace(*, cassette, match='body', order=None, ignore=[], hosts=[], secrets=[], allow=[], warn=[], "
@@ -84,6 +88,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         check_options(config)
         config.stash[PRICES] = prices_of(config)
+        config.stash[BUDGETS] = budgets_of(config)
+        config.stash[WANTED] = wanted_of(config)
     except OptionError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[OPEN].callback(config.stash[SESSION].close)
@@ -94,9 +100,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(config.stash[RUNS], "agenttrace-runs")
     if not hasattr(config, "workerinput"):
         if _wants_ledger(config):
-            config.pluginmanager.register(
-                Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config)), "agenttrace-ledger"
-            )
+            bookkeeper = Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config))
+            config.pluginmanager.register(bookkeeper, "agenttrace-ledger")
+            if wants_gate(config):
+                config.pluginmanager.register(_gate(config, bookkeeper), "agenttrace-gate")
+        if config.stash[WANTED].any:
+            config.pluginmanager.register(Accountant(config, config.stash[SESSION]), "agenttrace-accounting")
         cassettes = config.rootpath / cassettes_of(config)
         config.pluginmanager.register(Summary(config, config.stash[SESSION], cassettes), "agenttrace-summary")
     config.stash[OPEN].enter_context(dummy_key(early_key(config) and mode_of(config) in ("replay", "adopt")))
@@ -104,7 +113,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _wants_ledger(config: pytest.Config) -> bool:
     """Whether every test's facts are wanted, and not only what its summary needs."""
-    return ledger_of(config) is not None and not config.option.collectonly
+    asked = ledger_of(config) is not None or wants_gate(config) or wants_properties(config)
+    return asked and not config.option.collectonly
+
+
+def _gate(config: pytest.Config, bookkeeper: Bookkeeper) -> Gate:
+    try:
+        return Gate(config, bookkeeper)
+    except OptionError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _basetemp(config: pytest.Config) -> Path | None:
@@ -290,7 +307,7 @@ def _defines(plugin: object, fixturedef: pytest.FixtureDef[Any]) -> bool:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     __tracebackhide__ = True
-    item.stash[_RUN] = Run()
+    item.stash[_RUN] = Run(keep=keep_of(item.config))
     try:
         return (yield)
     except BaseException as error:
@@ -348,11 +365,13 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
         item.session.shouldstop = "--agenttrace-record-limit is reached"
     if isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
         return
-    run.limits = item.stash.get(LIMITS, None) if "agent_trace" in getattr(item, "fixturenames", ()) else None
+    traced = run.trace is not None or "agent_trace" in getattr(item, "fixturenames", ())
+    run.limits = item.stash.get(LIMITS, None) if traced else None
     verdict = run.judge(ended=error is None)
     text = verdict.text if verdict is not None else ""
     if error is None and run.called:
-        text = "\n".join(filter(None, [text, item.config.stash[RUNS].judge(item)]))
+        run.read, wrong = item.config.stash[RUNS].judge(item)
+        text = "\n".join(filter(None, [text, wrong]))
     if error is not None:
         from pytest_agenttrace.capture import cut_traceback, own_words
 
@@ -382,18 +401,24 @@ def pytest_runtest_makereport(
     run, runs = item.stash.get(_RUN, None), item.config.stash[RUNS]
     verbosity = item.config.get_verbosity()
     if ended := runs.ended():
-        setattr(report, TOLD_OF_RUNS, told_of(ended, spent=verbosity >= 0))
+        setattr(report, TOLD_OF_RUNS, told_of(ended, item.config.stash[WANTED].of_run, spent=verbosity >= 0))
     if run is None:
         return report
     if _wants_ledger(item.config):
         ours = not set(_FIXTURES).isdisjoint(getattr(item, "fixturenames", ()))
         held = [(held.place.name, held.run) for held in ended]
-        setattr(report, FACTS, facts_told(item, run, held, report.when, ours=ours))
+        facts = facts_told(item, run, held, report.when, ours=ours)
+        setattr(report, FACTS, facts)
+        if wants_properties(item.config):
+            report.user_properties += properties_of(item.nodeid, facts)
     if report.when == "teardown":
-        setattr(report, TOLD, run.told_at_last(spent=verbosity >= 0))
+        if report.failed:
+            report.sections += run.kept_at_last()
+        told = run.told_at_last(spent=verbosity >= 0) | item.config.stash[WANTED].of(item, run)
+        setattr(report, TOLD, told)
     elif report.when == "call" or report.failed:
         how: dict[str, Any] = {
-            "failed": report.failed,
+            "outcome": outcome_of(report),
             "drawn": bool(set("PA") & set(item.config.option.reportchars)),
             "verbosity": verbosity,
             "ascii_only": ascii_only(item.config),

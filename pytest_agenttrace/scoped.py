@@ -7,7 +7,7 @@ budgets, are theirs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +18,14 @@ import pytest
 from pytest_agenttrace.collect import LIMITS, SESSION, failed_by, named_by_tests
 from pytest_agenttrace.environment import dummy_key
 from pytest_agenttrace.opening import fixture_value, hold_back, named_path, opening_of, own_path, price_of
-from pytest_agenttrace.options import max_age_of
+from pytest_agenttrace.options import keep_of, max_age_of
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 from pytest_agenttrace.testrun import Run
 
 if TYPE_CHECKING:
     import os
 
+    from pytest_agenttrace.budget import Limit, Overrun, Use
     from pytest_agenttrace.capture import AgentTrace
     from pytest_agenttrace.gemini_server import GeminiServer
 
@@ -58,6 +59,11 @@ class _Place:
         inside = (pytest.Class, pytest.Item)
         return ".".join([*(node.name for node in self.node.listchain() if isinstance(node, inside)), self.fixture])
 
+    @property
+    def billed_as(self) -> str:
+        """A name that is the same in each of xdist's workers, whichever test was the first to ask."""
+        return f"{self.base if isinstance(self.node, pytest.Session) else self.node.nodeid}::{self.fixture}".lstrip(":")
+
 
 @dataclass
 class _Held:
@@ -68,6 +74,7 @@ class _Held:
     # The setting up of its fixture, and how many runs that has made so far.
     setup: object = None
     count: int = 1
+    before: tuple[Run, ...] = ()
     about: dict[pytest.Item, tuple[str, ...]] = field(default_factory=dict)
 
     def serves(self, item: pytest.Item) -> bool:
@@ -121,12 +128,14 @@ class Runs:
         # A parameter's run takes the place of the one before, as its value does.
         key, setup = (place.fixture.partition("[")[0], place.node.nodeid, place.base), self._fixtures[-1]
         before = self._held.get(key)
-        count = before.count + 1 if before is not None and before.setup is setup else 1
-        self._held[key] = _Held(place, run, setup, count)
+        if before is not None and before.setup is setup:
+            self._held[key] = _Held(place, run, setup, before.count + 1, (*before.before, before.run))
+        else:
+            self._held[key] = _Held(place, run, setup)
 
     def end(self, place: _Place, run: Run) -> None:
         run.over = True
-        self._untold.append(_Held(place, run))
+        self._untold.append(next((held for held in self._held.values() if held.run is run), _Held(place, run)))
 
     def of(self, item: pytest.Item) -> list[_Held]:
         """The runs that a test's fixtures hold; of two fixtures of one name, the closer one's."""
@@ -136,26 +145,31 @@ class Runs:
                 found[held.place.fixture] = held
         return list(found.values())
 
-    def judge(self, item: pytest.Item) -> str | None:
-        """What a test's budgets say of the run it reads; None where it has none, or one of its own."""
+    def judge(self, item: pytest.Item) -> tuple[tuple[Use, ...], str | None]:
+        """What the run that a test reads used of the test's limits, and what its budgets say of that. Nothing where it
+        has no limits, no run, or a run of its own."""
         limits = item.stash.get(LIMITS, None)
         names = getattr(item, "fixturenames", ())
         if not limits or "agent_trace" in names or "agent_run" not in names:
-            return None
-        from pytest_agenttrace.budget import overruns
+            return (), None
+        from pytest_agenttrace.budget import unjudged
 
         runs = self.of(item)
-        if len(runs) != 1 or runs[0].count > 1:
+        several = len(runs) != 1 or runs[0].count > 1
+        if several and any(limit.demanded for limit in limits):
             held = ", ".join(
                 run.place.fixture if run.count == 1 else f"{run.place.fixture}: {run.count} runs" for run in runs
             )
-            return f"budget: {f'which of its runs is meant? ({held})' if runs else 'no run: its fixtures held none'}"
-        trace = runs[0].run.trace
-        if trace is None:
-            return "budget: nothing was traced"
-        over = overruns(limits, trace)
-        runs[0].about[item] = tuple(dict.fromkeys(overrun.node or "run" for overrun in over))
-        return "\n".join(overrun.text for overrun in over) or None
+            why = f"which of its runs is meant? ({held})" if runs else "no run: its fixtures held none"
+            return unjudged(limits), f"budget: {why}"
+        uses: list[Use] = []
+        texts: list[str] = []
+        for one in runs:
+            found, over = _weighed(limits, one)
+            uses += found
+            texts += [f"{overrun.text} in {one.place.fixture}" if several else overrun.text for overrun in over]
+            one.about[item] = tuple(dict.fromkeys(overrun.node or "run" for overrun in over))
+        return tuple(uses), "\n".join(texts) or None
 
     def ended(self) -> list[_Held]:
         """The runs that have ended since somebody asked."""
@@ -172,16 +186,41 @@ class Runs:
             yield from ((f"{title}{of}", text) for title, text in parts)
 
 
+def _weighed(limits: Sequence[Limit], held: _Held) -> tuple[list[Use], list[Overrun]]:
+    """What the runs of one fixture used of a test's limits, and what is wrong with that."""
+    from pytest_agenttrace.budget import Overrun, unjudged, weigh
+    from pytest_agenttrace.capture import NothingTraced
+
+    uses: list[Use] = []
+    over: list[Overrun] = []
+    for run in (*held.before, held.run):
+        try:
+            if run.trace is None:
+                raise NothingTraced("nothing was traced")
+            found, wrong = weigh(limits, run.trace)
+        except NothingTraced as error:
+            demanded = any(limit.demanded for limit in limits)
+            found, wrong = unjudged(limits), [Overrun(None, f"budget: {error}")] if demanded else []
+        uses += found
+        over += wrong
+    return uses, over
+
+
 RUNS = pytest.StashKey[Runs]()
 
 
-def told_of(ended: Sequence[_Held], *, spent: bool) -> list[tuple[str, dict[str, Any]]]:
-    """What runs tell the end of the whole run, each under a name."""
+def told_of(
+    ended: Sequence[_Held], counted: Callable[[Run], dict[str, Any]], *, spent: bool
+) -> list[tuple[str, dict[str, Any]]]:
+    """What runs tell the end of the whole run, each under a name; `counted` what its budget asks of them."""
     told: list[tuple[str, dict[str, Any]]] = []
     for held in ended:
         facts = held.run.told(failed=held.run.failed)
         told.append((held.place.target, {"misses": facts.pop("misses")}))
         told.append((held.place.name, facts | held.run.told_at_last(spent=spent)))
+        if asked := counted(held.run):
+            of = held.place.billed_as
+            told.append((of if held.count == 1 else f"{of} ({held.count})", asked))
     return told
 
 
@@ -207,7 +246,11 @@ class AgentRun:
 
         place, request = self._runs.place()
         given = keys if cassette is None else keys | {"cassette": cassette}
-        run = Run(max_age=max_age_of(request.config), settings=_settings(given, place, request))
+        run = Run(
+            max_age=max_age_of(request.config),
+            keep=keep_of(request.config),
+            settings=_settings(given, place, request),
+        )
         try:
             with _opened(run, place, request, named="cassette" in given) as trace:
                 if server is not None and run.cassette is not None:
@@ -265,8 +308,7 @@ def _judge(run: Run, error: BaseException | None) -> None:
     verdict = run.judge(ended=error is None)
     found = [*(verdict.failures if verdict is not None else ()), *run.judge_again()]
     run.failed = error is not None or bool(found)
-    if run.failed and run.store is not None:
-        run.store.keep()
+    run.hold_store("failed" if run.failed else "passed")
     if error is not None:
         from pytest_agenttrace.capture import cut_traceback, own_words
 

@@ -18,6 +18,7 @@ from pytest_agenttrace.totals import Spent, read_spent
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
 
+    from pytest_agenttrace.budget import Use
     from pytest_agenttrace.store import StoreFactory
 
 __all__ = ["CassetteUse", "Session"]
@@ -87,6 +88,13 @@ class Session:
         self.forgiven: dict[str, int] = {}
         # What each test has used, the last time it ran.
         self.spent: dict[str, Spent] = {}
+        # The same for the budget of the run, and what each has used of its limits: see `runbudget` and `limits_used`.
+        self.bills: dict[str, Mapping[str, Any]] = {}
+        self.uses: dict[str, Sequence[Use]] = {}
+        self.run_uses: Sequence[Use] = ()
+        # The nodes that tests have run, and patterns of pyproject.toml that fit no test.
+        self.nodes: set[str] = set()
+        self.unmatched: list[str] = []
         self._misses: dict[tuple[str, str], _Edit] = {}
         self._uses: dict[str, dict[str, CassetteUse]] = {}
         # What was asked anew: calls, USD and calls of unknown cost, by test; and how requests were adopted.
@@ -101,6 +109,9 @@ class Session:
         self.alarms: list[str] = []
         # Paths of cassettes that are older than the project allows, with their age in days.
         self.aged: dict[str, int] = {}
+
+        # Folders of kept stores, where all are kept.
+        self.kept: dict[str, None] = {}
 
     def factory(self) -> StoreFactory:
         """The maker of this process's stores, below pytest's temporary root."""
@@ -144,12 +155,19 @@ class Session:
 
     def tell(self, test: str, told: Mapping[str, Any]) -> None:
         """What one test's report carries: kinds `warned` of and `forgiven`, `misses` (edit, node, cause, advice),
-        `spent`, `cassette`, `costs`."""
+        `spent`, `bill`, `uses`, `nodes`, `cassette`, `costs`."""
         for counts, kinds in ((self.warned, told.get("warned", ())), (self.forgiven, told.get("forgiven", ()))):
             for kind in kinds:
                 counts[kind] = counts.get(kind, 0) + 1
         if "spent" in told:
             self.spent[test] = read_spent(told["spent"])
+        if told.get("bill"):
+            self.bills[test] = told["bill"]
+        if "uses" in told:
+            from pytest_agenttrace.limits_used import read_uses
+
+            self.uses[test] = read_uses(told["uses"])
+        self.nodes.update(told.get("nodes", ()))
         for edit, node, cause, advice in told.get("misses", ()):
             found = self._misses.setdefault((edit, advice), _Edit(cause, advice))
             found.tests[test] = found.nodes[node or "(no node)"] = None
@@ -159,12 +177,19 @@ class Session:
             self.incomplete[test] = told["incomplete"]
         for path, number, change, edit in told.get("adopted", ()):
             self._adopted.setdefault(edit, _Adopted(change)).requests.add((path, number))
+        if "kept" in told:
+            self.kept[told["kept"]] = None
         self.aged.update(told.get("aged", {}))
         for model, text in told.get("costs", ()):
             self.costs.setdefault(model, text)
         if "cassette" in told:
             use = CassetteUse(*told["cassette"])
             self._uses.setdefault(use.path, {})[test] = use
+
+    def forget(self, test: str) -> None:
+        """A test runs again: what it has used before counts no more."""
+        self.bills.pop(test, None)
+        self.uses.pop(test, None)
 
     def knows_all(self, cassette: Path) -> bool:
         """Whether all tests that may use a cassette were to run: its folder, and with it theirs, was."""

@@ -5,6 +5,7 @@ Hooks of a pytest plugin, registered where the whole run is seen: not in xdist's
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -73,6 +74,8 @@ class Summary:
         for text in dict.fromkeys(session.late):
             yield f"after its test had ended: {text}"
         yield from session.costs.values()
+        if session.kept:
+            yield f"stores kept: {len(session.kept)}, in {os.path.commonpath([*map(os.path.dirname, session.kept)])}"
         counts = dict(session.warned)
         if warned:
             counts["unused"] = counts.get("unused", 0) + len(warned)

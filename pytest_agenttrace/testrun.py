@@ -7,21 +7,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_agenttrace.session import CassetteUse
 from pytest_agenttrace.settings import Settings
 
 if TYPE_CHECKING:
-    from pytest_agenttrace.budget import Limit
+    from pytest_agenttrace.budget import Limit, Use
     from pytest_agenttrace.calls import Pricer
     from pytest_agenttrace.capture import AgentTrace, Verdict
-    from pytest_agenttrace.ledger import FindingFacts, TestFacts
+    from pytest_agenttrace.ledger import BudgetFacts, FindingFacts, TestFacts
     from pytest_agenttrace.replay import GeminiCassette
-    from pytest_agenttrace.store import MlflowStore
+    from pytest_agenttrace.store import Kept, MlflowStore
+    from pytest_agenttrace.trace import Trace
 
-__all__ = ["Run"]
+__all__ = ["Keep", "Run"]
 
+# Whose stores are kept.
+Keep = Literal["failed", "all", "none"]
+
+_FAILED = ("failed", "error")
 _FAULT = "pytest-agenttrace could not judge this test, which is a fault of its own"
 
 
@@ -34,12 +39,16 @@ class Run:
     trace: AgentTrace | None = None
     settings: Settings | None = None
     limits: list[Limit] | None = None
+    # What a run of its fixtures' used of the test's limits, where it has none of its own.
+    read: tuple[Use, ...] = ()
     # Whether replies nobody asked for are judged with the test, or over all tests that name its cassette.
     own: bool = True
     # Days a recording may be old; None for any.
     max_age: int | None = None
     # What the run's calls cost, by the project's own file of prices or by the table.
     price: Pricer | None = None
+    keep: Keep = "failed"
+    kept: Kept | None = None
     # Whether the call phase came to its end.
     called: bool = False
     # Whether its store is closed, and whether it failed: of a run that several tests read.
@@ -51,6 +60,8 @@ class Run:
     # How much had been asked of the cassette when the test was judged.
     _asked: int = 0
     _incomplete: str | None = None
+    # Why the store of a run could be neither kept nor held when it ended.
+    _unkept: Exception | None = None
     # What a ledger will say of it, as long as nothing else is asked.
     _noted: TestFacts | None = None
 
@@ -58,6 +69,11 @@ class Run:
     def idle(self) -> bool:
         """Whether the test used none of our fixtures."""
         return self.cassette is None and self.store is None
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """What was used of each limit of the test, as it was judged last."""
+        return (*(self.verdict.uses if self.verdict is not None else ()), *self.read)
 
     @property
     def _price(self) -> Pricer:
@@ -102,17 +118,20 @@ class Run:
         return [text for text in verdict.failures if text not in before.failures]
 
     def _judged(self) -> Verdict:
+        from pytest_agenttrace.budget import unjudged
         from pytest_agenttrace.capture import Verdict, judge
         from pytest_agenttrace.store import StoreError
 
         tolerance = (self.settings or Settings()).tolerance
-        given = {"limits": self.limits or (), "tolerance": tolerance, "ended": self._ended, "own": self.own}
+        limits = self.limits or ()
+        given = {"limits": limits, "tolerance": tolerance, "ended": self._ended, "own": self.own}
         try:
             return judge(self.trace, self.cassette, self.store, **given)  # type: ignore[arg-type]  # as it takes them
         except StoreError as error:
-            return Verdict((str(error),), (), (), ())
+            return Verdict((str(error),), (), (), (), unjudged(limits))
         except Exception as error:  # an error in a hook would end the whole run
-            return Verdict((f"{_FAULT}: {type(error).__name__}: {error}",), (), (), ())
+            fault = f"{_FAULT}: {type(error).__name__}: {error}"
+            return Verdict((fault,), (), (), (), unjudged(limits))
 
     def _left(self, cassette: GeminiCassette) -> CassetteUse:
         """What is left of the cassette, for those that share it."""
@@ -141,19 +160,14 @@ class Run:
         if not self.idle and (self._noted is None or asked_since):
             with suppress(StoreError):  # nobody has read it since
                 return self._facts(root, scratch)
-        return dataclasses.replace(self._noted or TestFacts(outcome="run"), findings=self._found(scratch))
+        noted = self._noted or TestFacts(outcome="run")
+        return dataclasses.replace(noted, findings=self._found(scratch), budgets=self._weighed())
 
     def _facts(self, root: Path, scratch: Path) -> TestFacts:
-        from pytest_agenttrace.forest import build_trace
         from pytest_agenttrace.ledger import TestFacts, facts_of
         from pytest_agenttrace.prices import Prices
 
-        if self.trace is not None:
-            trace = self.trace.peek()
-        else:
-            spans = self.store.spans() if self.store is not None else ()
-            calls = self.cassette.calls if self.cassette is not None else ()
-            trace = build_trace(spans, calls, self._price) if spans or calls else None
+        trace = self._seen()
         bill = (self.price if isinstance(self.price, Prices) else Prices()).bill
         facts = TestFacts(outcome="run") if trace is None else facts_of(trace, self._price, bill)
         path = self.cassette.path if self.cassette is not None else None
@@ -163,7 +177,24 @@ class Run:
             if path is None
             else (path.relative_to(root) if path.is_relative_to(root) else path).as_posix(),
             findings=self._found(scratch),
+            budgets=self._weighed(),
         )
+
+    def _weighed(self) -> tuple[BudgetFacts, ...]:
+        """Each limit of the test, and how much of it was used."""
+        from pytest_agenttrace.ledger import BudgetFacts
+
+        return tuple(BudgetFacts(use.node, use.metric, use.limit, use.used) for use in self.uses)
+
+    def _seen(self) -> Trace | None:
+        """What was traced and sent, whichever of our fixtures the test has used."""
+        from pytest_agenttrace.forest import build_trace
+
+        if self.trace is not None:
+            return self.trace.peek()
+        spans = self.store.spans() if self.store is not None else ()
+        calls = self.cassette.calls if self.cassette is not None else ()
+        return build_trace(spans, calls, self._price) if spans or calls else None
 
     def _found(self, scratch: Path) -> tuple[FindingFacts, ...]:
         """What the witnesses disagreed on, and what became of it."""
@@ -229,13 +260,39 @@ class Run:
         spent: dict[str, list[int | str | None]] = plain({} if trace is None else spent_by(trace, self._price))
         return spent
 
+    def bill(self) -> dict[str, Any]:
+        """What the test has used, for the budget of the run; empty where it asked for nothing."""
+        from pytest_agenttrace.runbudget import bill_of, unknown_bill
+        from pytest_agenttrace.store import StoreError
+
+        if self.idle:
+            return {}
+        try:
+            trace = self._seen()
+        except StoreError as error:
+            return unknown_bill(str(error))
+        return {} if trace is None else bill_of(trace, self._price)
+
+    def nodes(self) -> list[str]:
+        """The nodes that ran, at any depth."""
+        from pytest_agenttrace.store import StoreError
+
+        try:
+            trace = None if self.idle else self._seen()
+        except StoreError:  # told as the test's own failure
+            trace = None
+        return [] if trace is None else sorted({execution.node for execution in trace.below()})
+
     def told_at_last(self, *, spent: bool) -> dict[str, Any]:
         """What the teardown's report carries; `spent` where somebody asks what was used."""
+        told: dict[str, Any] = {}
+        if self.keep == "all" and self.kept is not None and not self.kept.empty:  # a failure names its own
+            told["kept"] = str(self.kept.path.parent)
         if self.cassette is None or self.use is None:
-            return {}
+            return told
         from pytest_agenttrace.rerecord import made
 
-        told: dict[str, Any] = {"cassette": self.use.plain()}
+        told["cassette"] = self.use.plain()
         if spent:
             told["spent"] = self.spent()
         if self.cassette.recording:
@@ -246,10 +303,44 @@ class Run:
             told["adopted"] = [[str(self.cassette.path), *change] for change in self.cassette.adopted]
         return told
 
+    def keep_store(self, outcome: str) -> Kept | None:
+        """Keep the store of a test, or of a run that several tests read, where that is asked for, or hold it for those
+        that are still to come. Raises StoreError."""
+        failed = outcome in _FAILED
+        if self.store is None or self.keep == "none" or (self.keep == "failed" and not failed):
+            return None
+        if self._unkept is not None:
+            raise self._unkept
+        if not (self.over and self.kept is not None):
+            trace = self.trace.peek() if self.trace is not None else None
+            self.kept = self.store.keep(outcome=outcome, trace=trace)
+        elif failed:
+            self.kept.read_by_failed_test()
+        return self.kept
+
+    def hold_store(self, outcome: str) -> None:
+        """The same where a run has ended that tests are still to read: one of them may fail."""
+        try:
+            if self.keep_store(outcome) is None and self.store is not None and self.keep == "failed":
+                self.store.hold()
+        except Exception as error:  # no fault of the run: told where a test asks for its store
+            self._unkept = error
+
+    def kept_at_last(self) -> Iterator[tuple[str, str]]:
+        """The store of a test whose teardown has failed, where it was not kept before."""
+        if self.kept is not None:
+            return
+        try:
+            kept = self.keep_store("error")
+        except Exception as error:  # an error in a hook would end the whole run
+            yield "Captured findings", str(error)
+        else:
+            yield from _told_of(kept)
+
     def sections(
         self,
         *,
-        failed: bool,
+        outcome: str,
         drawn: bool,
         verbosity: int,
         shown: str,
@@ -262,10 +353,10 @@ class Run:
 
         told = [self.verdict.text] if self.verdict is not None and self.verdict.failures else []
         parts: list[tuple[str, str]] = []
+        kept = None
         try:
-            if failed and self.store is not None and not self.over:
-                self.store.keep()
-            if failed or drawn:
+            kept = self.keep_store(outcome)
+            if drawn or outcome in _FAILED:
                 parts = list(self._drawn(verbosity, about, ascii_only))
         except (StoreError, OSError) as error:
             told.append(str(error))
@@ -275,6 +366,8 @@ class Run:
             told.append(self._incomplete)
         yield from (("Captured findings", text) for text in dict.fromkeys(told) if text not in shown)
         yield from parts
+        if drawn or outcome in _FAILED:
+            yield from _told_of(kept)
 
     def _drawn(self, verbosity: int, about: Sequence[str] | None, ascii_only: bool) -> Iterator[tuple[str, str]]:
         """The tree, HTTP that is none of the model's, what a recording has changed, and what the code asked of MLflow
@@ -300,6 +393,12 @@ class Run:
 
 def _below(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def _told_of(kept: Kept | None) -> Iterator[tuple[str, str]]:
+    """The command that opens a kept store."""
+    if kept is not None and not kept.empty:
+        yield "Captured store", "\n".join(filter(None, [kept.command, kept.lacks]))
 
 
 def _answered(request: str) -> str:

@@ -282,6 +282,15 @@ class Trace(TraceReading):
         """The model call that was paired with a span."""
         return self._call_of.get(span.span_id)
 
+    def model_calls_of(self, span: Span) -> tuple[ModelCall, ...]:
+        """The calls whose sum stands beside a span in the drawn tree: those of a run or of an execution, the one that
+        was paired with it; none beside any other span, nor beside an attempt before the last."""
+        execution = self.execution_of(span)
+        if execution is not None and span is not last_span(execution):
+            return ()
+        call = self.model_call_of(span) if execution is None else None
+        return self._calls_of(span, execution, call, any(span is root for root in self._roots))
+
     def execution_of(self, span: Span) -> Execution | None:
         """The execution that has this span as an attempt."""
         return self._execution_of.get(span.span_id)

@@ -20,6 +20,8 @@ def clean_environment() -> dict[str, str]:
         "PYTEST_CURRENT_TEST",
         "CI",
         "BUILD_NUMBER",
+        "GITHUB_ACTIONS",
+        "GITHUB_STEP_SUMMARY",
     )
     return {
         name: value

@@ -238,7 +238,9 @@ def environment(*, key: bool = False) -> dict[str, str]:
     keys = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
     kept = {name: value for name, value in os.environ.items() if name not in keys and not name.startswith("MLFLOW_")}
     # pytest cuts its summary lines, and its diffs, only where the first two are not set.
-    for name in ("CI", "BUILD_NUMBER", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+    github = ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE")
+    xdist = ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID")
+    for name in ("CI", "BUILD_NUMBER", *github, *xdist):
         kept.pop(name, None)
     if key:
         kept["GOOGLE_API_KEY"] = "a-key-of-somebody-0123456789"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Context, Decimal, localcontext
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_agenttrace.budget import METRICS, BudgetError, Limit, closest, overruns, parse_budget
+from pytest_agenttrace.budget import METRICS, BudgetError, Lift, Limit, Use, closest, parse_budget, unjudged, weigh
 from pytest_agenttrace.trace import Trace
 from pytest_agenttrace.usage import Tokens, Usage
 from tests.handmade import Run, built, call, tokens
@@ -32,7 +33,7 @@ def article(second: Usage | None = None, model: str = "gemini-2.5-flash") -> Tra
 
 
 def said(*limits: Limit, trace: Trace | None = None) -> list[str]:
-    return [overrun.text for overrun in overruns(limits, trace or article())]
+    return [overrun.text for overrun in weigh(limits, trace or article())[1]]
 
 
 # What may be written
@@ -79,12 +80,10 @@ def test_a_budget_as_limits(args: tuple[Any, ...], kwargs: dict[str, Any], limit
         ((), {"tokens": -1}, ["tokens=-1 is negative"]),
         ((), {"tokens": 1.0}, ["tokens=1.0 is not a whole number"]),
         ((), {"tokens": "4000"}, ["tokens='4000' is not a whole number"]),
-        ((), {"tokens": None}, ["tokens=None is not a whole number"]),
         ((), {"tokens": True}, ["tokens=True is not a number"]),
         ((), {"llm_calls": Decimal(1)}, ["llm_calls=Decimal('1') is not a whole number"]),
         ((), {"cost": -0.5}, ["cost=-0.5 is negative"]),
         ((), {"cost": "-1"}, ["cost='-1' is negative"]),
-        ((), {"cost": None}, [f"cost=None {WRITE_IT}"]),
         ((), {"cost": False}, [f"cost=False {WRITE_IT}"]),
         ((), {"cost": "5 cents"}, [f"cost='5 cents' {WRITE_IT}"]),
         ((), {"cost": ""}, [f"cost='' {WRITE_IT}"]),
@@ -124,14 +123,14 @@ VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.decimals()
 
 @given(st.lists(VALUES, max_size=2), st.dictionaries(st.sampled_from([*METRICS, "limit"]), VALUES))
 def test_any_arguments_are_limits_or_a_budget_error(args: list[Any], kwargs: dict[str, Any]) -> None:
-    limits: list[Limit] = []
+    limits: list[Limit | Lift] = []
     problems: tuple[str, ...] = ()
     try:
         limits = parse_budget(args, kwargs)
     except BudgetError as error:
         problems = error.problems
     assert bool(limits) != bool(problems)
-    assert all(limit.limit >= 0 for limit in limits)
+    assert all(limit.limit >= 0 for limit in limits if isinstance(limit, Limit))
     assert problems or [limit.metric for limit in limits] == [name for name in METRICS if name in kwargs]
 
 
@@ -141,6 +140,13 @@ def test_the_closest_marker_wins_for_each_node_and_metric() -> None:
     module = [Limit("a", "tokens", 6), Limit("a", "cost", Decimal(9)), Limit("b", "tokens", 0)]
     assert closest([function, cls, module]) == [*function, Limit("a", "tokens", 5), Limit("b", "tokens", 0)]
     assert closest([]) == []
+
+
+def test_none_lifts_what_stands_further_away() -> None:
+    assert parse_budget(("a",), {"tokens": None, "cost": 0}) == [Lift("a", "tokens"), Limit("a", "cost", Decimal(0))]
+    module = [Limit("a", "tokens", 6), Limit(None, "tokens", 9), Limit("a", "cost", Decimal(9))]
+    assert closest([[Lift("a", "tokens"), Lift("b", "cost")], module]) == module[1:]
+    assert closest([module, [Lift("a", "tokens")]]) == module
 
 
 # What is exceeded
@@ -184,7 +190,7 @@ def test_zero_is_a_limit() -> None:
 
 def test_all_overruns_are_told_with_their_nodes() -> None:
     limits = [Limit("research", "tokens", 2000), Limit(None, "cost", Decimal("0.0025")), Limit("write", "tokens", 9999)]
-    found = overruns(limits, article())
+    _, found = weigh(limits, article())
     assert [(o.node, o.text) for o in found] == [
         ("research", "research 3,534 tokens > 2,000 (+1,534)"),
         (None, "run $0.004601 > $0.0025 (+$0.002101)"),
@@ -197,6 +203,40 @@ def test_executions_are_summed() -> None:
     for step in (1, 2, 3):
         run.model(run.node("agent", graph, step, f"agent:{step}"), tokens(100, 20))
     assert said(Limit("agent", "tokens", 300), trace=built(run)) == ["agent 360 tokens > 300 (+60)"]
+
+
+def test_the_default_of_a_node_that_did_not_run_is_none() -> None:
+    defaults = [Limit("edit", "tokens", 0, demanded=False), Limit("write", "tokens", 1_000, demanded=False)]
+    uses, over = weigh(defaults, article())
+    assert [overrun.text for overrun in over] == ["write 1,067 tokens > 1,000 (+67)"]
+    assert uses == (Use("write", "tokens", 1000, 1067, ""),)
+
+
+# What was used
+
+
+def test_each_limit_says_what_was_used_of_it_and_where_it_is_written() -> None:
+    limits: list[Sequence[Limit | Lift]] = [
+        parse_budget(("research",), {"tokens": 4_000, "tool_calls": 0}, "test_article.py:12"),
+        parse_budget((), {"cost": "0.0050"}),
+        [Limit("edit", "tokens", 1)],
+    ]
+    uses, _ = weigh(closest(limits), article())
+    assert uses == (
+        Use("research", "tokens", 4000, 3534, 'test_article.py:12 budget("research", tokens=4000)'),
+        Use("research", "tool_calls", 0, 1, 'test_article.py:12 budget("research", tool_calls=0)'),
+        Use(None, "cost", Decimal("0.005"), Decimal("0.004601"), 'budget(cost="0.0050")'),
+        Use("edit", "tokens", 1, None, ""),
+    )
+    assert [type(use.used) for use in uses] == [int, int, Decimal, type(None)]
+
+
+def test_what_is_not_known_of_a_use_is_none() -> None:
+    limits = [Limit(None, "tokens", 9, "here"), Limit(None, "llm_calls", 9)]
+    assert unjudged(limits) == (Use(None, "tokens", 9, None, "here"), Use(None, "llm_calls", 9, None, ""))
+    uses, _ = weigh([*limits, Limit(None, "cost", Decimal(9))], article(Usage()))
+    assert [use.used for use in uses] == [None, 3, None]
+    assert weigh([Limit(None, "cost", Decimal(9))], article(model="unpriced"))[0][0].used is None
 
 
 # What cannot be judged

@@ -18,17 +18,28 @@ FLOORS = (
     ("__init__", "plugin", "cli"),
     ("scoped",),
     ("opening",),
-    ("bookkeeping",),
-    ("collect", "summary", "options", "workflow_commands"),
+    ("gating",),
+    ("bookkeeping", "accounting"),
+    ("collect", "summary", "options", "diffing", "workflow_commands"),
+    ("report",),
+    ("report.pull_request",),
+    ("report.baseline", "report.junit"),
+    ("report.text", "report.markdown", "report.plainjson"),
+    ("report.verdict", "report.traffic"),
+    ("report.comparing",),
+    ("report.growth", "report.requests"),
+    ("report.structure", "report.limits", "report.renaming"),
+    ("report.cost",),
+    ("report.differences", "report.wording"),
+    ("workflow",),
     ("testrun", "results"),
     ("capture", "session", "rerecord"),
-    ("diagnosis",),
+    ("diagnosis", "projectbudgets", "runbudget", "limits_used"),
     ("ledger",),
     ("ledger.merging",),
     ("ledger.file", "ledger.entry"),
     ("ledger.requests",),
     ("ledger.model",),
-    ("workflow",),
     ("workflow.loading", "workflow.schema"),
     ("workflow.checking",),
     ("workflow.ways",),
@@ -40,7 +51,7 @@ FLOORS = (
     ("workflow.types",),
     ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
     # Behind the store, behind replay, behind prices.
-    ("store.reading", "store.obstacles", "replay.live"),
+    ("store.reading", "store.kept", "store.obstacles", "replay.live"),
     ("store.exporter", "store.redirect", "store.spans", "replay.answering", "prices.pinning", "prices.comparing"),
     (
         "store.database",
@@ -72,12 +83,12 @@ FLOORS = (
     ("model_runs",),
     ("calls",),
     ("settings", "totals"),
-    ("usage", "tree", "environment", "ignoring", "network", "importing", "locking", "inifile"),
+    ("usage", "tree", "environment", "ignoring", "network", "importing", "locking", "inifile", "projectfile"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Rooms behind a front are entered by it and from each other only; what a cassette is, the command line may read too.
-FRONTS = ("store", "replay", "prices", "gemini_server", "ledger", "workflow")
+FRONTS = ("store", "replay", "prices", "gemini_server", "ledger", "report", "workflow")
 
 HEAVY = (
     *("mlflow", "vcr", "langchain", "langgraph", "google", "genai_prices", "pandas", "httpx", "aiohttp"),
@@ -90,9 +101,9 @@ IMPORTERS = {
     "langsmith": {"replay"},
     "vcr": {"replay"},
     "genai_prices": {"prices"},
-    "click": {"cli", "workflow_commands"},
+    "click": {"cli", "diffing", "workflow_commands"},
     # The last two for types only.
-    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "collect", "summary", "options"},
+    "pytest": {"plugin", "scoped", "opening", "bookkeeping", "accounting", "collect", "summary", "options", "gating"},
     "_pytest": set[str](),
 }
 

@@ -41,6 +41,7 @@ def test_article(agent_trace):
 def test_budget_overrun(told: Told) -> None:
     out = told.session.out
     begin = out.index("research 3,534 tokens > 2,000 (+1,534)\nrun ")
+    kept = temporary(told.session.folder) / "agenttrace" / "test_budget_overrun.py_test_article"
     assert re.split(r"\n(?:___|===|-+ generated)", out[begin:])[0] == (
         "research 3,534 tokens > 2,000 (+1,534)\n"
         "run $0.0061565 > $0.005 (+$0.0011565)\n"
@@ -51,7 +52,9 @@ def test_budget_overrun(told: Told) -> None:
         "  │  ├─ web_search  [tool]\n"
         "  │  └─ gemini-2.5-flash         2,213 tok  $0.0017639   1,713 in, 500 out\n"
         "  └─ write                0.9 s  1,067 tok  $0.0014201\n"
-        "     └─ gemini-2.5-flash         1,067 tok  $0.0014201   567 in, 500 out"
+        "     └─ gemini-2.5-flash         1,067 tok  $0.0014201   567 in, 500 out\n"
+        "-------------------------------- Captured store --------------------------------\n"
+        f"mlflow ui --backend-store-uri sqlite:///{kept}/mlflow.db --artifacts-destination {kept}/artifacts"
     )
     assert "FAILED test_budget_overrun.py::test_article - Failed: research 3,534 tokens >...\n" in out
 

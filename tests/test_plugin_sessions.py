@@ -66,7 +66,7 @@ class TestTypes:
     @pytest.mark.parametrize("number", [1, 2])
     def test_types(self, number): ...
 
-@pytest.mark.budget(tokens=-1, input_tokens=None, cost="-0.1")
+@pytest.mark.budget(tokens=-1, input_tokens=[], cost="-0.1")
 @pytest.mark.budget("", cost="five")
 def test_values(): ...
 
@@ -101,7 +101,7 @@ def test_bad_markers_are_usage_errors_all_at_once(bare: Path, workers: int) -> N
         "test_it.py:16: test_values: budget: the node is a name, not ''",
         "test_it.py:16: test_values: budget: cost='five' is not an amount of USD: write cost=\"0.005\"",
         "test_it.py:16: test_values: budget: tokens=-1 is negative",
-        "test_it.py:16: test_values: budget: input_tokens=None is not a whole number",
+        "test_it.py:16: test_values: budget: input_tokens=[] is not a whole number",
         "test_it.py:16: test_values: budget: cost='-0.1' is negative",
         "test_it.py:20: test_settings: agent_trace: takes keys only, not 'order'",
         "test_it.py:20: test_settings: agent_trace: autolog='langchain' is not a list of MLflow flavors: "
@@ -232,7 +232,8 @@ def test_warned(agent_trace):
 def test_over():
     app.invoke(SAILS)
 """)
-    ran = run_pytest(project, "-p", "xdist", "-n", "2", "-q", "--junitxml=junit.xml", env=environment())
+    args = ["-p", "xdist", "-n", "2", "-q", "--junitxml=junit.xml", "--agenttrace-keep=none"]
+    ran = run_pytest(project, *args, env=environment())
     assert (ran.code, ran.err) == (1, "")
     assert (
         "run 4,601 tokens > 1 (+4,600)\n"
@@ -320,7 +321,7 @@ def test_over():
 def test_after():
     assert mlflow.get_tracking_uri() == "sqlite:///prod.db"
 """)
-    args = ["-q", "-rP", "-W", "ignore", "-o", "agenttrace_dummy_key=true"]
+    args = ["-q", "-rP", "-W", "ignore", "-o", "agenttrace_dummy_key=true", "--agenttrace-keep=none"]
     ran = run_pytest(project, *args, env=environment())
     assert (ran.code, ran.err) == (1, "")
     tree = (

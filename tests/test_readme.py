@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from pytest_agenttrace import GeminiServer, ModelCall, Reply, Usage
+from pytest_agenttrace.budget import closest
 from pytest_agenttrace.prices import read_prices
+from pytest_agenttrace.projectbudgets import read_budgets
+from pytest_agenttrace.projectfile import read_project
 from tests import shown
 
 TEXT = shown.README.read_text(encoding="utf-8")
@@ -160,3 +163,20 @@ def test_the_file_of_prices_is_one(tmp_path: Path) -> None:
     price = read_prices(tmp_path / "prices.yaml")
     # 1,000 x 0.30 + 100 x 2.50
     assert price(ModelCall("gemini-2.5-flash", None, None, Usage(1000, 100, 1100))) == Decimal("0.00055")
+
+
+def test_the_budgets_of_a_project_are_what_they_say(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(blocks("toml")[0])
+    budgets = read_budgets(read_project(tmp_path))
+    near, far = closest(budgets.of("tests/nightly/test_a.py::test_x")), closest(budgets.of("tests/test_a.py::test_x"))
+    assert {(limit.node, limit.metric): limit.limit for limit in near} == {
+        (None, "cost"): Decimal("0.10"),
+        (None, "llm_calls"): 20,
+        ("research", "tokens"): 9_000,
+    }
+    assert {(limit.node, limit.metric): limit.limit for limit in far} == {
+        (None, "cost"): Decimal("0.01"),
+        (None, "llm_calls"): 20,
+        ("research", "tokens"): 4_000,
+    }
+    assert [limit.limit for limit in budgets.run] == [Decimal("2.00"), 5_000_000]

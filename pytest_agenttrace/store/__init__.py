@@ -23,6 +23,7 @@ from pytest_agenttrace.importing import after_import
 from pytest_agenttrace.network import allowed, guarded
 from pytest_agenttrace.store.database import EXPERIMENT, Database, StoreError, cache_directory, without_durability
 from pytest_agenttrace.store.exporter import Exporter, Session
+from pytest_agenttrace.store.kept import Kept, finish
 from pytest_agenttrace.store.mlflow_state import CLIENT, Autolog, direct, genuine, muted, set_aside, sweep
 from pytest_agenttrace.store.obstacles import Obstacle, find_obstacle
 from pytest_agenttrace.store.reading import read_open, read_stored, read_traces
@@ -35,7 +36,9 @@ from pytest_agenttrace.usage import TraceTotal
 if TYPE_CHECKING:
     from mlflow.entities import Trace
 
-__all__ = ["MlflowStore", "Obstacle", "StoreError", "StoreFactory", "redirect_at_import"]
+    from pytest_agenttrace.trace import Trace as PlainTrace
+
+__all__ = ["Kept", "MlflowStore", "Obstacle", "StoreError", "StoreFactory", "redirect_at_import"]
 
 _LOCKED = "database is locked"
 _FLUSHING = re.compile(r"\(raised as a result of [^\n]*\)\n")
@@ -70,6 +73,7 @@ class MlflowStore:
         self._programs_ran = _programs_ran()
         self._traces: tuple[Trace, ...] | None = None
         self._spans: tuple[int, tuple[Span, ...]] | None = None
+        self._held: Path | None = None
 
     def __repr__(self) -> str:
         return f"<MlflowStore {self.uri}, experiment {self.experiment_id}>"
@@ -182,20 +186,33 @@ class MlflowStore:
             return spans
         return tuple(dataclasses.replace(span, origin=origins.get(span.span_id)) for span in spans)
 
-    def keep(self, directory: Path | None = None) -> Path:
-        """Copy the database, by default beside the artifacts; returns the copy. Artifact locations in
-        it stay as they are."""
-        if self._closed:
+    def hold(self) -> None:
+        """Copy the database for a `keep` that may be asked for once another test has this store."""
+        self._held = self._copied(self.artifacts.parent / ".mlflow.db")
+        self._factory.held.append(self._held)
+
+    def keep(self, directory: Path | None = None, *, outcome: str = "run", trace: PlainTrace | None = None) -> Kept:
+        """Copy the database, by default beside the artifacts, so that it can be moved with them and read without us:
+        `outcome` and the test's name are tags of its traces, `trace` says what each node has used."""
+        directory = self.artifacts.parent if directory is None else directory
+        copy = directory / ("mlflow.db" if directory != self.path.parent else "mlflow-kept.db")
+        if self._held is not None:
+            self._held.replace(copy)
+            self._held = None
+        else:
+            self._copied(copy)
+        made_in = [self.artifacts, *([self._seed.artifacts] if self._seed.artifacts is not None else ())]
+        facts = {"test": self._name, "outcome": outcome, "trace": trace, "others": self._seed.traces}
+        return finish(copy, directory / "artifacts", made_in, **facts)  # type: ignore[arg-type]  # as it takes them
+
+    def _copied(self, copy: Path) -> Path:
+        if self._closed and not self._factory.holds(self.experiment_id):
             raise StoreError(f"the MLflow store of {self._name} is closed: its database has been reused")
         self.drain()
-        directory = self.artifacts.parent if directory is None else directory
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"the temporary MLflow store cannot be copied to {directory}: {error}") from None
-        copy = directory / "mlflow.db"
-        if copy == self.path:
-            copy = directory / "mlflow-kept.db"
+            raise StoreError(f"the temporary MLflow store cannot be copied to {copy.parent}: {error}") from None
         self._factory.database.copy_to(copy)
         return copy
 
@@ -225,6 +242,8 @@ class StoreFactory:
         self._folders: set[str] = set()
         self._import_experiments: dict[int, str] = {}
         self.import_requests: list[str] = []
+        # Copies that nobody may have come to ask for.
+        self.held: list[Path] = []
 
     @property
     def database(self) -> Database:
@@ -242,8 +261,14 @@ class StoreFactory:
             sweep()
             sweep_key()
 
+    def holds(self, experiment_id: str) -> bool:
+        """Whether the database is still as the last test has left it, whose experiment this is."""
+        return self._current is None and self._database is not None and experiment_id == str(self._experiment_id)
+
     def close(self) -> None:
         """Close the connections this process has to its database."""
+        for copy in self.held:
+            copy.unlink(missing_ok=True)
         self._client = None
         for seed in self._seeds.values():
             seed.close()
@@ -289,7 +314,8 @@ class StoreFactory:
         except Exception as error:
             return Seed(error=failed(function, error))
         traces = frozenset(trace.info.trace_id for trace in store.traces())
-        return Seed(self.database.as_template(SEED, self._experiment_id + _STRIDE), traces)
+        template = self.database.as_template(SEED, self._experiment_id + _STRIDE)
+        return Seed(template, traces, artifacts=store.artifacts)
 
     @contextmanager
     def _opened(

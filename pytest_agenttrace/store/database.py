@@ -22,7 +22,7 @@ from typing import Any
 
 from pytest_agenttrace.store.mlflow_state import muted
 
-__all__ = ["Database", "StoreError", "cache_directory", "store_uri"]
+__all__ = ["Database", "StoreError", "cache_directory", "store_uri", "without_durability"]
 
 # The experiment that stands ready in the template, under the id of whichever test is running.
 EXPERIMENT = "pytest-agenttrace"
@@ -140,6 +140,7 @@ class Database:
         """Copy the live file, as its last committed transaction left it. StoreError after `deadline` seconds."""
         try:
             with closing(connect(target)) as copy:
+                without_durability(copy)
                 _copy(self._live, copy, deadline)
         except TimeoutError:
             raise self._in_use("copied", deadline, "holds") from None
@@ -172,6 +173,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def without_durability(connection: Any, _record: object = None) -> None:
+    """Let a connection wait for no disk: none of our databases outlives its machine's crash."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous=OFF")
     cursor.execute("PRAGMA journal_mode=MEMORY")

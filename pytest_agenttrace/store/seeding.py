@@ -19,12 +19,13 @@ SEED = "mlflow_seed"
 
 @dataclass(frozen=True)
 class Seed:
-    """A database in memory to restore from, None for the empty one; the ids of the traces in it; or why there is
-    none."""
+    """A database in memory to restore from, None for the empty one; the ids of the traces in it, and the folder of its
+    artifacts; or why there is none."""
 
     template: sqlite3.Connection | None = None
     traces: frozenset[str] = frozenset()
     error: str | None = None
+    artifacts: Path | None = None
 
     def close(self) -> None:
         if self.template is not None:
