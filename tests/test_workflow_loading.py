@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_agenttrace.workflow import ConfigError, WorkflowConfig, load_config, parse_config
+from tests.shown import README, ROOT
 from tests.workflows import SHARED, VALID, changed
 
 REAL = sorted(SHARED.glob("*.yaml"))
@@ -77,6 +78,12 @@ def test_the_guides_configuration_before_and_after() -> None:
     before = parse_config(workflow + GUIDE.format(uri="file://./mlruns"))
     assert after.config.observability.mlflow.enabled
     assert (len(after.notes), len(before.notes)) == (0, 1)
+
+
+def test_the_workflow_that_the_manual_shows_is_the_examples() -> None:
+    example = ROOT / "examples" / "yaml_workflow" / "article_writer.yaml"
+    assert f"```yaml\n{example.read_text(encoding='utf-8')}```" in README.read_text(encoding="utf-8")
+    assert load_config(example).notes == ()
 
 
 def failed(path: Path) -> str:
