@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 from pytest_agenttrace.ledger import LedgerError, read_ledger
+from pytest_agenttrace.projectfile import ProjectError
 from pytest_agenttrace.report import (
     FAIL_ON,
     TOLERANCE,
     FailOn,
-    TrafficError,
     Verdict,
     as_json,
     as_markdown,
@@ -83,6 +83,6 @@ def _shown(verdict: Verdict, how: str, verbose: bool) -> str:
     if how == "markdown":
         try:
             return as_markdown(verdict, traffic_of(Path.cwd()))
-        except TrafficError as error:
-            raise click.UsageError("\n".join(error.problems)) from None
+        except ProjectError as error:
+            raise click.UsageError(str(error)) from None
     return "\n".join(as_text(verdict, all_names=verbose)) + "\n"

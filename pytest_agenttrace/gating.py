@@ -17,6 +17,7 @@ import pytest
 from pytest_agenttrace.bookkeeping import Bookkeeper, ungrouped
 from pytest_agenttrace.collect import SESSION
 from pytest_agenttrace.options import OptionError, baseline_of
+from pytest_agenttrace.projectfile import ProjectError
 
 if TYPE_CHECKING:
     from pytest_agenttrace.ledger import Ledger
@@ -55,7 +56,7 @@ class Gate:
 
     def __init__(self, config: pytest.Config, bookkeeper: Bookkeeper) -> None:
         from pytest_agenttrace.ledger import LedgerError, read_ledger
-        from pytest_agenttrace.report import TrafficError, read_tolerance, traffic_of
+        from pytest_agenttrace.report import read_tolerance, traffic_of
 
         self._config = config
         self._bookkeeper = bookkeeper
@@ -73,8 +74,8 @@ class Gate:
             raise OptionError(f"--agenttrace-baseline: {error}") from None
         try:
             self._traffic: Traffic | None = traffic_of(config.rootpath)
-        except TrafficError as error:
-            raise OptionError("\n".join(error.problems)) from None
+        except ProjectError as error:
+            raise OptionError(str(error)) from None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         file, line, _ = report.location
@@ -90,13 +91,16 @@ class Gate:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self._file is None and not self._bookkeeper.results.tests:
             return
-        from pytest_agenttrace.ledger import LedgerError, as_ledger
-
         try:
-            run = as_ledger(Path("this run"), json.dumps(self._bookkeeper.ledger(session, int(exitstatus))))
-        except LedgerError as error:
-            self._alarm([str(error)], session)
-            return
+            self._finish(session, int(exitstatus))
+        except Exception as error:  # an error in a hook would end the whole run
+            text = f"the run could not be compared, a fault of pytest-agenttrace's: {type(error).__name__}: {error}"
+            self._alarm([text], session)
+
+    def _finish(self, session: pytest.Session, exitstatus: int) -> None:
+        from pytest_agenttrace.ledger import as_ledger
+
+        run = as_ledger(Path("this run"), json.dumps(self._bookkeeper.ledger(session, exitstatus)))
         verdict = self._compare(run)
         if verdict is not None and not self._update:
             self._tell(verdict, session)

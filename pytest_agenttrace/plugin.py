@@ -407,10 +407,10 @@ def pytest_runtest_makereport(
     if _wants_ledger(item.config):
         ours = not set(_FIXTURES).isdisjoint(getattr(item, "fixturenames", ()))
         held = [(held.place.name, held.run) for held in ended]
-        told = facts_told(item, run, held, report.when, ours=ours)
-        setattr(report, FACTS, told)
+        facts = facts_told(item, run, held, report.when, ours=ours)
+        setattr(report, FACTS, facts)
         if wants_properties(item.config):
-            report.user_properties += properties_of(item.nodeid, told)
+            report.user_properties += properties_of(item.nodeid, facts)
     if report.when == "teardown":
         if report.failed:
             report.sections += run.kept_at_last()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from pytest_agenttrace.ledger import read_ledger, write_ledger
+from pytest_agenttrace.ledger import Times, read_ledger, write_ledger
 from pytest_agenttrace.report import new_baseline, why_not
 from tests.ledgers import article, ledger
 from tests.projects import Session, cassette_fixture, environment, project_fixture, run_pytest
@@ -194,6 +195,25 @@ def test_what_cannot_be_meant_is_said_before_anything_runs(bare: Path, arguments
     assert found.err.replace(f"{bare}/", "") == f"ERROR: {said}\n\n"
 
 
+def test_a_fault_of_our_own_fails_the_run_in_one_line(bare: Path) -> None:
+    write_ledger(bare / "baseline.json", ledger(article()))
+    (bare / "test_it.py").write_text("def test_it():\n    pass\n")
+    (bare / "conftest.py").write_text("from pytest_agenttrace import report\nreport.compare = lambda *given: 1 / 0\n")
+    found = run(bare, *BASELINE)
+    assert found.code == 1
+    assert section(found) == [
+        "the run could not be compared, a fault of pytest-agenttrace's: ZeroDivisionError: division by zero"
+    ]
+
+
+def test_a_run_without_the_plugins_tests_is_no_match_for_a_baseline(bare: Path) -> None:
+    write_ledger(bare / "baseline.json", ledger(article()))
+    (bare / "test_it.py").write_text("def test_it():\n    pass\n")
+    found = run(bare, *BASELINE, "--agenttrace-fail-on=never")
+    assert found.code == 1
+    assert section(found)[1] == "  the new ledger has no tests"
+
+
 @pytest.fixture(name="bare")
 def bare_fixture(tmp_path: Path) -> Path:
     folder = tmp_path / "bare"
@@ -224,6 +244,14 @@ def test_a_budget_now_exceeded_breaks_and_is_annotated_once(suite: Path) -> None
     ]
 
 
+def test_a_budget_of_the_run_is_in_the_ledger_and_annotated(suite: Path) -> None:
+    found = run(suite, "--agenttrace-budget", "tokens=5000", GITHUB_ACTIONS="true")
+    assert found.code == 1
+    assert [line for line in found.out.splitlines() if line.startswith("::")] == [
+        "::error title=the whole run::run 9,202 tokens > 5,000 (+4,202)"
+    ]
+
+
 def test_a_baseline_over_its_own_budget_is_not_blamed_on_the_branch(suite: Path) -> None:
     (suite / "test_it.py").write_text(BUDGETS.format(limit=1000))
     assert run(suite, "--agenttrace-ledger", "baseline.json").code == 1
@@ -242,6 +270,8 @@ def test_a_baseline_over_its_own_budget_is_not_blamed_on_the_branch(suite: Path)
 
 def test_a_baseline_has_no_times_and_keeps_what_was_skipped() -> None:
     old = ledger({"t::a": article(), "t::b": article((1, 1))}, versions={"mlflow": "3.9"})
+    timed = dataclasses.replace(old, times=Times("2026-11-25", 1.0, {"t::a": 0.5}))
+    assert new_baseline(None, timed) == old
     new = ledger({"t::a": article(outcome="skipped", calls=())}, versions={"mlflow": "3.10"})
     moved = new_baseline(old, new)
     assert moved.tests == {"t::a": article()}

@@ -20,7 +20,7 @@ FLOORS = (
     ("opening",),
     ("gating",),
     ("bookkeeping", "accounting"),
-    ("collect", "summary", "options", "diffing"),
+    ("collect", "summary", "options", "diffing", "workflow_commands"),
     ("report",),
     ("report.pull_request",),
     ("report.baseline", "report.junit"),
@@ -31,6 +31,7 @@ FLOORS = (
     ("report.structure", "report.limits", "report.renaming"),
     ("report.cost",),
     ("report.differences", "report.wording"),
+    ("workflow",),
     ("testrun", "results"),
     ("capture", "session", "rerecord"),
     ("diagnosis", "projectbudgets", "runbudget", "limits_used"),
@@ -39,6 +40,15 @@ FLOORS = (
     ("ledger.file", "ledger.entry"),
     ("ledger.requests",),
     ("ledger.model",),
+    ("workflow.loading", "workflow.schema"),
+    ("workflow.checking",),
+    ("workflow.ways",),
+    ("workflow.references",),
+    ("workflow.reading",),
+    ("workflow.refused",),
+    ("workflow.models", "workflow.naming"),
+    ("workflow.conditions", "workflow.placeholders", "workflow.positions"),
+    ("workflow.types",),
     ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
     # Behind the store, behind replay, behind prices.
     ("store.reading", "store.kept", "store.obstacles", "replay.live"),
@@ -78,7 +88,7 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Rooms behind a front are entered by it and from each other only; what a cassette is, the command line may read too.
-FRONTS = ("store", "replay", "prices", "gemini_server", "ledger", "report")
+FRONTS = ("store", "replay", "prices", "gemini_server", "ledger", "report", "workflow")
 
 HEAVY = (
     *("mlflow", "vcr", "langchain", "langgraph", "google", "genai_prices", "pandas", "httpx", "aiohttp"),
@@ -91,7 +101,7 @@ IMPORTERS = {
     "langsmith": {"replay"},
     "vcr": {"replay"},
     "genai_prices": {"prices"},
-    "click": {"cli", "diffing"},
+    "click": {"cli", "diffing", "workflow_commands"},
     # The last two for types only.
     "pytest": {"plugin", "scoped", "opening", "bookkeeping", "accounting", "collect", "summary", "options", "gating"},
     "_pytest": set[str](),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_agenttrace.ledger import ExecutionFacts, FindingFacts, Ledger, TestFacts
+from pytest_agenttrace.ledger import BilledFacts, ExecutionFacts, FindingFacts, Ledger, TestFacts
 from pytest_agenttrace.report import Comparison, Difference, compare
 from tests.ledgers import FLASH, RATES, article, budget, call, ledger, tool, traced, used
 
@@ -55,6 +55,16 @@ def test_a_node_of_another_name_that_did_the_same_is_renamed() -> None:
     research, write = article().calls
     other = traced(research, replace(write, node="draft"))
     assert told(article(), other) == ["breaking: node 'write' is 'draft' now, and did what it did"]
+
+
+def test_two_nodes_alike_are_nobodys_new_names() -> None:
+    was, now = (traced(*(call(name, used(0, 0)) for name in names), path=()) for names in ("ab", "cd"))
+    assert [line for line in told(was, now) if "node" in line] == [
+        "breaking: node 'c' appeared",
+        "breaking: node 'd' appeared",
+        "breaking: node 'a' vanished",
+        "breaking: node 'b' vanished",
+    ]
 
 
 def test_a_subgraph_renamed_is_told_once() -> None:
@@ -181,6 +191,19 @@ def test_another_order_of_the_same_nodes_and_edges() -> None:
     ]
 
 
+def test_another_order_that_other_edges_tell_is_told_by_them() -> None:
+    was, now = (
+        traced(call("a", used(0, 0)), call("b", used(0, 0))),
+        traced(call("b", used(0, 0)), call("a", used(0, 0))),
+    )
+    assert [line for line in told(was, now) if "edge" in line or "order" in line] == [
+        "breaking: edge start -> b appeared",
+        "breaking: edge b -> a appeared",
+        "breaking: edge start -> a vanished",
+        "breaking: edge a -> b vanished",
+    ]
+
+
 def test_outcomes() -> None:
     assert told(article(), article(outcome="error")) == ["breaking: passed -> error"]
     assert told(article(), article(outcome="xpassed")) == ["informational: passed -> xpassed"]
@@ -207,6 +230,15 @@ def test_a_test_that_vanished_and_a_new_one() -> None:
 
 def test_a_test_of_another_name_is_renamed_and_compared() -> None:
     assert told(ledger({"t::old": article()}), ledger({"t::new": article()})) == ["informational: t::old is t::new now"]
+
+
+def test_a_file_renamed_is_one_difference() -> None:
+    was, now = ({f"{file}::{n}": article((n, n)) for n in range(7)} for file in ("old.py", "new.py"))
+    assert told(ledger(was), ledger(now)) == [
+        "informational: 7 tests renamed",
+        *(f"  old.py::{n} is new.py::{n} now" for n in range(5)),
+        "  and 2 more",
+    ]
 
 
 def test_two_tests_alike_are_nobodys_new_names() -> None:
@@ -253,6 +285,21 @@ def test_a_test_that_was_not_to_run_has_not_vanished(run: dict[str, Any], said: 
 )
 def test_what_nobody_can_vouch_for(was: Ledger, now: Ledger, obstacle: str) -> None:
     assert compare(was, now).obstacles == (obstacle,)
+
+
+def test_tests_of_a_file_that_could_not_be_collected() -> None:
+    was = ledger({"a.py::x": article(), "b.py::y": article((1, 1))})
+    now = ledger({"a.py::x": article()}, broken=("b.py",))
+    assert told(was, now) == ["breaking: 1 test vanished with files that could not be collected"]
+
+
+def test_a_new_test_that_fails_and_exceeds_its_budget_breaks() -> None:
+    now = {"t::a": article(), "t::new": article((1, 1), outcome="failed", budgets=(budget(2, 1),))}
+    assert told(ledger({"t::a": article()}), ledger(now)) == [
+        "breaking: 1 new test failed",
+        "breaking: research 2 tokens > 1 (+1)",
+        "informational: 1 new test: 1,002 tokens, $0.0014028",
+    ]
 
 
 # Budgets
@@ -348,7 +395,7 @@ def test_one_node_in_several_tests_is_one_difference_with_those_that_moved_most(
             "  t::b: +500 tokens",
             "  t::c: +300 tokens",
             "  t::e: +200 tokens",
-            "  and 1 more tests",
+            "  and 1 more test",
         ],
         [
             "informational: research 1,500 -> 1,510 tokens (+10, +0.7%), +$0.000003 (+0.2%)",
@@ -412,6 +459,19 @@ def test_another_model_is_named_once_as_a_request_and_once_with_its_prices() -> 
         "  gemini-2.5-flash -> gemini-2.5-pro: input $0.30 -> $1.25, output $2.50 -> $10.00 a million tokens",
         "request: research: model gemini-2.5-flash -> gemini-2.5-pro in 1 request",
     ]
+    assert "answered by" not in " ".join(told(was, now))
+
+
+def test_searches_are_billed_by_the_thousand() -> None:
+    def searching(count: int) -> TestFacts:
+        lines = (BilledFacts("input", 10, Decimal("0.3")), BilledFacts("searches", count, Decimal(14)))
+        cost = sum((Decimal("0.000003"), Decimal("0.014") * count), Decimal(0))
+        return traced(call("write", used(10, count), billed=lines, cost=cost))
+
+    assert told(searching(1), searching(2)) == [
+        "cost: write 11 -> 12 tokens (+1, +9.1%), +$0.014 (+100%)",
+        "  output 1 -> 2",
+    ]
 
 
 def bare(facts: TestFacts) -> TestFacts:
@@ -454,6 +514,7 @@ def test_a_subgraphs_growth_is_its_inner_nodes() -> None:
 def test_what_no_node_asks_for() -> None:
     was, now = (traced(call("write", used(10, 10)), call(None, used(sent, 10))) for sent in (10, 30))
     assert told(was, now)[0] == "cost: (no node) 20 -> 40 tokens (+20, +100%), +$0.000006 (+21%)"
+    assert told(was, now)[1] == "  input 10 -> 30"
     came = traced(call("write", used(10, 10)))
     assert told(came, was)[0] == "cost: (no node) 0 -> 20 tokens (+20), +$0.000028"
 

@@ -11,10 +11,10 @@ from click.testing import CliRunner, Result
 
 from pytest_agenttrace.cli import main
 from pytest_agenttrace.ledger import Ledger, write_ledger
+from pytest_agenttrace.projectfile import ProjectError
 from pytest_agenttrace.report import (
     FailOn,
     Traffic,
-    TrafficError,
     Verdict,
     append_summary,
     as_json,
@@ -25,11 +25,11 @@ from pytest_agenttrace.report import (
     judge,
     of_one_ledger,
     read_tolerance,
-    read_traffic,
+    traffic_of,
 )
 from pytest_agenttrace.report.markdown import bounded, code, month_usd
 from pytest_agenttrace.report.plainjson import generated_schema, shipped_schema
-from pytest_agenttrace.report.traffic import fits, monthly
+from pytest_agenttrace.report.traffic import monthly
 from tests.ledgers import article, budget, call, ledger, traced, used
 
 OLD = ledger({"t::a": article(), "t::b": article((10, 10))})
@@ -130,6 +130,8 @@ def test_text_stays_on_its_lines_whatever_nodes_are_called() -> None:
     lines = as_text(verdict(ledger(article()), ledger(new)))
     assert lines[1] == "  node 'a\\nb\\x1b[31m' appeared"
     assert all(line.isprintable() for line in lines)
+    stopped = ledger(article(), stopped="a\nb\x1b[31m")
+    assert as_text(verdict(ledger(article()), stopped))[0].startswith("the new run was stopped (a b?[31m)")
 
 
 @pytest.mark.parametrize(
@@ -245,14 +247,19 @@ def test_tests_of_one_workflow_are_averaged() -> None:
         ledger({"t::a[1]": article(), "t::a[2]": article(), "t::b": article()}),
         ledger({"t::a[1]": article((1300, 500)), "t::a[2]": article((1001, 500)), "t::b": article((2000, 500))}),
     )
-    months = monthly(found.rows, Traffic(100, (("t::a[*", 1000),)))
+    months = monthly(found.rows, Traffic(100, (("t::a", 1000),)))
     assert [(one.node, one.match, one.runs_per_day, one.tests, one.tokens, one.usd_per_month) for one in months] == [
         # 1,000 x $0.30 a million x 100 x 30, and the mean of 300 and 1 x $0.30 a million x 1,000 x 30
-        ("research", "t::a[*", 1000, 2, Decimal("150.5"), Decimal("1.3545")),
+        ("research", "t::a", 1000, 2, Decimal("150.5"), Decimal("1.3545")),
         ("research", None, 100, 1, Decimal(1000), Decimal("0.9")),
     ]
-    text = as_markdown(judge(found, "cost"), Traffic(100, (("t::a[*", 1000),)))
+    text = as_markdown(judge(found, "cost"), Traffic(100, (("t::a", 1000),)))
     assert "- `research about +151 tokens (mean of 2 tests) x 1,000 runs a day = +$1.35 a month`" in text
+
+
+def test_a_node_inside_of_another_is_in_that_ones_month() -> None:
+    was, now = (traced(call("report|write", used(10, count))) for count in (10, 20))
+    assert [one.node for one in monthly(compare(ledger(was), ledger(now)).rows, Traffic(1))] == ["report"]
 
 
 def test_tests_without_traffic_are_left_out() -> None:
@@ -266,29 +273,36 @@ def test_an_unknown_price_is_no_money() -> None:
     assert "- `research +1,000 tokens x 5 runs a day at an unknown price`" in as_markdown(found, Traffic(5))
 
 
-def test_patterns_take_brackets_as_they_are() -> None:
-    assert fits("t.py::test[a]", "t.py::test[a]")
-    assert fits("t.py::test[a]", "t.py::*")
-    assert not fits("t.py::testa", "t.py::test[a]")
+def project(folder: Path, text: str) -> Path:
+    (folder / "pyproject.toml").write_text(text)
+    return folder
 
 
-def test_traffic_is_read() -> None:
-    table = {"runs_per_day": 10, "tests": [{"match": "t::*", "runs_per_day": 14_000}]}
-    assert read_traffic(table) == Traffic(10, (("t::*", 14_000),))
-    assert read_traffic({}) == Traffic()
+def test_traffic_is_read(tmp_path: Path) -> None:
+    text = '[tool.agenttrace.traffic]\nruns_per_day = 10\ntests = [{match = "t.py", runs_per_day = 14_000}]\n'
+    found = traffic_of(project(tmp_path, text))
+    assert found == Traffic(10, (("t.py", 14_000),))
+    assert found.stream_of("t.py::test[a]") == ("t.py", 14_000)
+    assert found.stream_of("u.py::test[a]") == (None, 10)
+    (tmp_path / "below").mkdir()
+    assert traffic_of(tmp_path / "below") == found
+    assert traffic_of(project(tmp_path, "[tool.agenttrace.budgets]\ntokens = 1\n")) is None
 
 
-def test_all_that_is_wrong_with_traffic() -> None:
-    table = {"runs_per_day": "many", "run": 1, "tests": [{"match": "", "runs_per_day": True, "x": 1}, 5]}
-    with pytest.raises(TrafficError) as caught:
-        read_traffic(table)
+def test_all_that_is_wrong_with_traffic(tmp_path: Path) -> None:
+    text = (
+        '[tool.agenttrace.traffic]\nruns_per_day = "many"\nrun_per_day = 1\n\n'
+        '[[tool.agenttrace.traffic.tests]]\nmatch = ""\nruns_per_day = true\nx = 1\n'
+    )
+    with pytest.raises(ProjectError) as caught:
+        traffic_of(project(tmp_path, text))
     assert caught.value.problems == (
-        "traffic.run: unknown, it has runs_per_day and tests",
-        "traffic.runs_per_day: 'many' is no number of runs",
-        "traffic.tests, entry 1: 'x' is unknown, it has match and runs_per_day",
-        'traffic.tests, entry 1: match is missing: a pattern of tests, such as "tests/test_article.py::*"',
-        "traffic.tests, entry 1: runs_per_day: True is no number of runs",
-        "traffic.tests, entry 2: 5 is no table",
+        "pyproject.toml:3: tool.agenttrace.traffic.run_per_day: unknown key; did you mean 'runs_per_day'? "
+        "It has runs_per_day, tests",
+        'pyproject.toml:2: tool.agenttrace.traffic.runs_per_day = "many" is no number of runs',
+        "pyproject.toml:8: tool.agenttrace.traffic.tests[0].x: unknown key. It has match, runs_per_day",
+        'pyproject.toml:5: tool.agenttrace.traffic.tests[0]: match is missing: tests, such as "tests/test_article.py"',
+        "pyproject.toml:7: tool.agenttrace.traffic.tests[0].runs_per_day = true is no number of runs",
     )
 
 
@@ -409,7 +423,7 @@ def test_wrong_traffic_is_named_with_its_file(folder: Path) -> None:
     found = diff("old.json", "new.json", "--format", "markdown")
     assert (found.exit_code, found.output.splitlines()[-1]) == (
         2,
-        "Error: pyproject.toml: tool.agenttrace.traffic.runs_per_day: -1 is no number of runs",
+        "Error: pyproject.toml:2: tool.agenttrace.traffic.runs_per_day = -1 is no number of runs",
     )
 
 

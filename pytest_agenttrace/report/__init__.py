@@ -10,7 +10,7 @@ from pytest_agenttrace.report.markdown import as_markdown, of_one_ledger
 from pytest_agenttrace.report.plainjson import as_json
 from pytest_agenttrace.report.pull_request import SUMMARY, append_summary, error_annotations
 from pytest_agenttrace.report.text import as_text
-from pytest_agenttrace.report.traffic import Traffic, TrafficError, read_traffic, traffic_of
+from pytest_agenttrace.report.traffic import Traffic, read_traffic, traffic_of
 from pytest_agenttrace.report.verdict import FAIL_ON, FailOn, Verdict, judge, read_tolerance
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Row",
     "Spent",
     "Traffic",
-    "TrafficError",
     "Verdict",
     "append_summary",
     "as_json",

@@ -159,8 +159,12 @@ def _told(old: Ledger, new: Ledger, pairs: _Paired) -> Iterator[Difference]:
         for name in pairs.come:
             for found in budgets((), new.tests[name].budgets):
                 yield Difference(found.level, found.kind, found.node, found.text, (name,), found.evidence)
-    for name, other in pairs.names.items():
-        yield Difference("informational", "test renamed", None, f"{name} is {other} now", (other,), (), name, other)
+    if pairs.names:
+        each = [f"{name} is {other} now" for name, other in pairs.names.items()]
+        more = [f"and {len(each) - _NAMES} more"] if len(each) > _NAMES else []
+        text = each[0] if len(each) == 1 else f"{counted(len(each), 'test')} renamed"
+        evidence = (*each[:_NAMES], *more) if len(each) > 1 else ()
+        yield Difference("informational", "test renamed", None, text, tuple(pairs.names.values()), evidence)
     for package in dict.fromkeys([*old.versions, *new.versions]):
         was, now = old.versions.get(package), new.versions.get(package)
         if was != now:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pytest_agenttrace.ledger import TestFacts, UsageFacts
 from pytest_agenttrace.report.cost import added, grew, rate_changes
 from pytest_agenttrace.report.differences import Difference, Level, Row, Spent
-from pytest_agenttrace.report.wording import listed, percent, signed_tokens, signed_usd, tokens, usd
+from pytest_agenttrace.report.wording import counted, listed, percent, signed_tokens, signed_usd, tokens, usd
 from pytest_agenttrace.usage import exact_decimals
 
 __all__ = ["growth", "judged_rows"]
@@ -211,7 +211,7 @@ def _each(rows: Sequence[Row], kind: str) -> list[str]:
             f"{row.test}: {signed_usd(more(row)) if money else f'{signed_tokens(int(more(row)))} tokens'}"
             for row in ordered[:_TESTS]
         ]
-    return [*lines, *([f"and {len(rows) - _TESTS} more tests"] if len(rows) > _TESTS else [])]
+    return [*lines, *([f"and {counted(len(rows) - _TESTS, 'more test')}"] if len(rows) > _TESTS else [])]
 
 
 def _why(rows: Sequence[Row], what: str) -> list[str]:

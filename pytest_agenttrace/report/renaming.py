@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 
-from pytest_agenttrace.ledger import TestFacts
+from pytest_agenttrace.ledger import TestFacts, plain
 
 __all__ = ["renamed", "renamed_nodes", "renamed_tests"]
 
@@ -53,20 +54,16 @@ def renamed(facts: TestFacts, names: Mapping[str, str]) -> TestFacts:
 
 
 def renamed_tests(old: Mapping[str, TestFacts], new: Mapping[str, TestFacts]) -> dict[str, str]:
-    """New names of tests by their old ones: of traced tests that are equal in all but the name and the cassette's."""
-    gone = {
-        name: _without_place(facts) for name, facts in old.items() if name not in new and (facts.nodes or facts.calls)
-    }
-    come = {
-        name: _without_place(facts) for name, facts in new.items() if name not in old and (facts.nodes or facts.calls)
-    }
-    pairs: dict[str, str] = {}
-    for name, facts in gone.items():
-        alike = [other for other, theirs in come.items() if facts == theirs]
-        if len(alike) == 1 and sum(facts == other for other in gone.values()) == 1:
-            pairs[name] = alike[0]
-    return pairs
+    """New names of tests by their old ones: of those with calls that are equal in all but name and cassette."""
+    gone, come = _by_content(old, new), _by_content(new, old)
+    return {names[0]: come[text][0] for text, names in gone.items() if len(names) == len(come.get(text, ())) == 1}
 
 
-def _without_place(facts: TestFacts) -> TestFacts:
-    return dataclasses.replace(facts, cassette=None)
+def _by_content(tests: Mapping[str, TestFacts], others: Mapping[str, TestFacts]) -> dict[str, list[str]]:
+    """The names of tests that only one side has, by what they did."""
+    found: dict[str, list[str]] = {}
+    for name, facts in tests.items():
+        if name not in others and facts.calls:
+            text = json.dumps(plain(dataclasses.replace(facts, cassette=None)), sort_keys=True)
+            found.setdefault(text, []).append(name)
+    return found

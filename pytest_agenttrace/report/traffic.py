@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from fnmatch import fnmatchcase
 from pathlib import Path
 
+from pytest_agenttrace.projectfile import NAME, Key, ProjectError, ProjectFile, Quoted, matches, nearest, read_project
 from pytest_agenttrace.report.cost import cost_change, tokens_change
 from pytest_agenttrace.report.differences import Row
 from pytest_agenttrace.usage import exact_decimals
 
-__all__ = ["DAYS", "Monthly", "Traffic", "TrafficError", "monthly", "read_traffic", "traffic_of"]
+__all__ = ["DAYS", "Monthly", "Traffic", "monthly", "read_traffic", "traffic_of"]
 
 # The days that a month has here.
 DAYS = 30
-
-
-class TrafficError(ValueError):
-    """A table of traffic that cannot be meant; `problems` holds one line for each thing wrong."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = tuple(problems)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +28,9 @@ class Traffic:
     def stream_of(self, test: str) -> tuple[str | None, int] | None:
         """The workflow a test stands for, by its pattern (None: all others), and its runs a day."""
         for pattern, runs in self.tests:
-            if fits(test, pattern):
+            if matches(pattern, test):
                 return pattern, runs
         return None if self.runs_per_day is None else (None, self.runs_per_day)
-
-
-def fits(test: str, pattern: str) -> bool:
-    """Whether a test's name is meant by a pattern: `*` and `?` stand for anything, brackets for themselves."""
-    return fnmatchcase(test, re.sub(r"\[", "[[]", pattern))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,48 +47,54 @@ class Monthly:
     usd_per_month: Decimal | None
 
 
-def read_traffic(table: object) -> Traffic:
-    """`[tool.agenttrace.traffic]` as TOML has it. Raises `TrafficError` with all that is wrong."""
-    if not isinstance(table, Mapping):
-        raise TrafficError([f"traffic: {table!r} is no table"])
-    problems = [f"traffic.{key}: unknown, it has runs_per_day and tests" for key in table if key not in _KEYS]
-    runs = table.get("runs_per_day")
-    if runs is not None:
-        problems += _wrong_number("traffic.runs_per_day", runs)
-    entries = table.get("tests", [])
-    if not isinstance(entries, list):
-        problems, entries = [*problems, "traffic.tests: write [[tool.agenttrace.traffic.tests]]"], []
-    found: list[tuple[str, int]] = []
-    for place, entry in enumerate(entries, 1):
-        where = f"traffic.tests, entry {place}"
-        wrong = list(_wrong_entry(where, entry))
-        problems += wrong
-        if not wrong:
-            found.append((entry["match"], entry["runs_per_day"]))
-    if problems:
-        raise TrafficError(problems)
-    return Traffic(runs, tuple(found))
-
-
-_KEYS = ("runs_per_day", "tests")
-
-
-def _wrong_entry(where: str, entry: object) -> Iterator[str]:
-    if not isinstance(entry, Mapping):
-        yield f"{where}: {entry!r} is no table"
-        return
-    yield from (f"{where}: {key!r} is unknown, it has match and runs_per_day" for key in entry if key not in _ENTRY)
-    if not isinstance(entry.get("match"), str) or not entry["match"]:
-        yield f'{where}: match is missing: a pattern of tests, such as "tests/test_article.py::*"'
-    yield from _wrong_number(f"{where}: runs_per_day", entry.get("runs_per_day"))
-
-
+_TABLE = ("runs_per_day", "tests")
 _ENTRY = ("match", "runs_per_day")
 
 
-def _wrong_number(where: str, value: object) -> list[str]:
+def read_traffic(file: ProjectFile) -> Traffic | None:
+    """`[tool.agenttrace.traffic]`; None where there is none. Raises `ProjectError` with all that is wrong."""
+    table = file.table.get("traffic")
+    if table is None:
+        return None
+    if not isinstance(table, Mapping):
+        raise ProjectError([f"{file.where('traffic')} = {Quoted(table)} is not a table"])
+    problems = list(_unknown(file, ("traffic",), table, _TABLE))
+    runs = table.get("runs_per_day")
+    if runs is not None:
+        problems += _wrong_runs(file, ("traffic", "runs_per_day"), runs)
+    entries = table.get("tests", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        problems.append(f"{file.where('traffic', 'tests')} is no array of tables: [[tool.agenttrace.traffic.tests]]")
+        entries = []
+    for place, entry in enumerate(entries):
+        problems += _wrong_entry(file, ("traffic", "tests", place), entry)
+    if problems:
+        raise ProjectError(problems)
+    return Traffic(runs, tuple((entry["match"], entry["runs_per_day"]) for entry in entries))
+
+
+def _unknown(
+    file: ProjectFile, keys: tuple[Key, ...], table: Mapping[str, object], known: Sequence[str]
+) -> Iterator[str]:
+    for key in table:
+        if key not in known:
+            yield f"{file.where(*keys, key)}: unknown key{nearest(key, known)} It has {', '.join(known)}"
+
+
+def _wrong_entry(file: ProjectFile, keys: tuple[Key, ...], entry: Mapping[str, object]) -> Iterator[str]:
+    yield from _unknown(file, keys, entry, _ENTRY)
+    match = entry.get("match")
+    if not isinstance(match, str) or not match:
+        yield f'{file.where(*keys)}: match is missing: tests, such as "tests/test_article.py"'
+    if "runs_per_day" in entry:
+        yield from _wrong_runs(file, (*keys, "runs_per_day"), entry["runs_per_day"])
+    else:
+        yield f"{file.where(*keys)}: runs_per_day is missing"
+
+
+def _wrong_runs(file: ProjectFile, keys: tuple[Key, ...], value: object) -> list[str]:
     right = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return [] if right else [f"{where}: {value!r} is no number of runs" if value is not None else f"{where} is missing"]
+    return [] if right else [f"{file.where(*keys)} = {Quoted(value)} is no number of runs"]
 
 
 def monthly(rows: Iterable[Row], traffic: Traffic) -> list[Monthly]:
@@ -137,16 +128,8 @@ def _average(values: Sequence[Decimal | None], count: int) -> Decimal | None:
 
 
 def traffic_of(folder: Path) -> Traffic | None:
-    """`[tool.agenttrace.traffic]` of the nearest pyproject.toml, in this folder or above; None where there is none.
-    Raises `TrafficError`."""
-    file = next((path for base in (folder, *folder.parents) if (path := base / "pyproject.toml").is_file()), None)
-    if file is None:
-        return None
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("agenttrace", {}).get("traffic")
-    except (OSError, ValueError) as error:
-        raise TrafficError([f"{file.name}: {error}"]) from None
-    try:
-        return None if table is None else read_traffic(table)
-    except TrafficError as error:
-        raise TrafficError([f"{file.name}: tool.agenttrace.{problem}" for problem in error.problems]) from None
+    """The traffic in the nearest pyproject.toml, in this folder or above; None where there is none. Raises
+    `ProjectError`."""
+    home = next((base for base in (folder, *folder.parents) if (base / NAME).is_file()), folder)
+    file = read_project(home)
+    return None if file is None else read_traffic(file)
