@@ -92,7 +92,8 @@ def installed(**settings: str) -> dict[str, str]:
 
 def run(project: Path, *args: str, **settings: str) -> Session:
     (project / "reports.jsonl").unlink(missing_ok=True)
-    own = ["-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function"]
+    # pytest-agent-trace and pytest-recording both have an option --record-mode: pytest does not start with the two.
+    own = ["-p", "no:agent_trace", "-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function"]
     return run_pytest(project, *own, *args, env=installed(**settings), plugins=())
 
 
@@ -135,8 +136,13 @@ def _told(session: Session) -> dict[str, tuple[str, str]]:
         told = Told(session, module)
         for name, outcome in told.outcomes.items():
             text = "" if outcome == "passed" else told.text(name)
-            found[f"{module}::{name}"] = (outcome, re.sub(r"^\[gw\d\] .*\n", "", text))  # xdist's line
+            found[f"{module}::{name}"] = (outcome, _own(text))
     return found
+
+
+def _own(text: str) -> str:
+    """A report's text without the line that xdist puts before it."""
+    return re.sub(r"^\[gw\d\] .*\n?", "", text)
 
 
 UNUSED = (
@@ -250,10 +256,11 @@ def test_timeouts_by_signal_and_by_thread_and_reruns(project: Path) -> None:
     told = Told(ran, "test_timed")
     assert told.section("test_slow", "Captured trace") == CUT
     # Each try is judged by itself: the first was cut, the second is too dear; a miss of the first is not the second's.
-    first, second = [text for text in told.texts("test_slow_then_over") if text][:2]
+    # (Both the worker and its controller tell each report.)
+    first, second = filter(None, dict.fromkeys(map(_own, told.texts("test_slow_then_over"))))
     assert "Failed: Timeout (>4.0s) from pytest-timeout." in first
     assert second == "run 4,601 tokens > 4,600 (+1)"
-    assert miss("test_timed.py::test_missed_then_right") in told.texts("test_missed_then_right")
+    assert miss("test_timed.py::test_missed_then_right") in map(_own, told.texts("test_missed_then_right"))
     assert told.outcomes["test_missed_then_right"] == "passed"
 
 
@@ -397,3 +404,73 @@ def test_mlflow_test_and_langsmith(project: Path) -> None:
     }, ran.out
     for name in ("test_ours", "test_langsmith_over"):
         assert (name, told.text(name)) == (name, "write 1,067 tokens > 1,000 (+67)")
+
+
+# deepeval, pytest-agent-trace: installed in one cell of the matrix (tests/matrix)
+
+EVALUATED = """
+import pytest
+from app import SAILS, app
+from deepeval import assert_test
+from deepeval.metrics import BaseMetric
+from deepeval.test_case import LLMTestCase
+
+
+class Words(BaseMetric):
+    threshold = 2
+    async_mode = False
+
+    def measure(self, test_case, *args, **kwargs):
+        self.score = len(test_case.actual_output.split())
+        self.success = self.score >= self.threshold
+        return self.score
+
+    def is_successful(self):
+        return self.success
+
+
+@pytest.mark.budget(tokens=4_601)
+def test_evaluated(agent_trace):
+    article = app.invoke(SAILS)["article"]
+    assert_test(LLMTestCase(input="solar sails", actual_output=article), [Words()], run_async=False)
+    assert agent_trace.tokens == 4601
+
+
+@pytest.mark.budget("write", tokens=1_000)
+def test_over(agent_trace):
+    app.invoke(SAILS)
+"""
+
+BESIDE = """
+import pytest
+from app import SAILS, app
+
+
+@pytest.mark.budget(tokens=4_601)
+@pytest.mark.agent_trace(allow=["unpriced"])
+def test_both(agent_trace, agent_cassette):
+    app.invoke(SAILS)
+    assert agent_trace.tokens == 4601
+    assert agent_cassette.record_mode == "none"
+
+
+@pytest.mark.budget("write", tokens=1_000)
+def test_over(agent_trace):
+    app.invoke(SAILS)
+"""
+
+
+@pytest.mark.parametrize(
+    ("plugin", "source", "passed"),
+    [("deepeval.plugins.plugin", EVALUATED, "test_evaluated"), ("agent_test.plugin", BESIDE, "test_both")],
+    ids=["deepeval", "pytest-agent-trace"],
+)
+def test_heavy_neighbours(plugin: str, source: str, passed: str, project: Path) -> None:
+    pytest.importorskip(plugin.partition(".")[0], reason="installed in one cell of the matrix")
+    (project / "test_heavy.py").write_text(source)
+    plugins = ("pytest_agenttrace.plugin", plugin)
+    env = environment() | {"DEEPEVAL_TELEMETRY_OPT_OUT": "YES"}
+    ran = run_pytest(project, "-W", "ignore", "--strict-markers", env=env, plugins=plugins)
+    told = Told(ran, "test_heavy")
+    assert told.outcomes == {passed: "passed", "test_over": "failed"}, ran.out + ran.err
+    assert told.text("test_over") == "write 1,067 tokens > 1,000 (+67)"
