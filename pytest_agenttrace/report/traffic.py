@@ -20,7 +20,8 @@ DAYS = 30
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Runs a day: of tests by a pattern of their names, the last that fits counts, as in budgets; of all others (None: unknown)."""
+    """Runs a day: of tests by a pattern of their names, of which the last that fits counts; of all others (None:
+    unknown)."""
 
     runs_per_day: int | None = None
     tests: tuple[tuple[str, int], ...] = ()
