@@ -126,6 +126,34 @@ def test_importing_and_using_the_front_needs_no_heavy_library() -> None:
     assert done.stdout == "[]\n"
 
 
+ENDLESS = {
+    "placeholders that are none": ("Write on {query}, {depth} pages", "'" + "{a}" * 80_000 + "'"),
+    "braces that are refused": (
+        "    prompt: Write on {query}, {depth} pages\n",
+        "    prompt: |\n" + "      {a!r}\n" * 19_000,
+    ),
+    "edges to nowhere": ("config:\n", "  - {from: write, to: wrte}\n" * 4_000 + "config:\n"),
+    "keys twice": ("config:\n", "? a\n" * 30_000 + "config:\n"),
+}
+
+
+@pytest.mark.parametrize("change", ENDLESS.values(), ids=list(ENDLESS))
+def test_a_file_with_problems_without_end_is_read_no_further(change: tuple[str, str]) -> None:
+    start = time.perf_counter()
+    with pytest.raises(ConfigError) as caught:
+        parse_config(changed(change), "w.yaml")
+    assert time.perf_counter() - start < 30, "seconds"
+    assert caught.value.more
+    assert len(caught.value.problems) <= 200
+    assert str(caught.value).endswith("\nw.yaml: there is more: after 200 problems it is read no further")
+
+
+@pytest.mark.parametrize("text", ["[" * 250_000, "{" * 250_000, "- " * 125_000, "? " * 125_000, "[" + "a," * 125_000])
+def test_a_file_nested_or_long_without_end_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"nested too deeply|more than 20,000 values|no YAML"):
+        parse_config(text)
+
+
 # Mutation
 
 SEEDS = [VALID, *(file.read_text(encoding="utf-8") for file in REAL)]

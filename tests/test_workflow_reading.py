@@ -132,6 +132,7 @@ def test_descriptions_of_other_versions_are_kept() -> None:
         ("type: int, default: 1}", "type: int, default: 1, required: true}", "8:24: state.fields.depth.default: a required field is always given: it has no default"),
         ("type: int, default: 1}", 'type: int, required: "yes"}', "8:34: state.fields.depth.required: true or false is wanted, not text 'yes'"),
         ("default: []}", "default: [a, 2]}", "9:44: state.fields.tags.default[1]: str is wanted, not int 2"),
+        ("type: int, default: 1}", "type: int, reducer: append}", "8:24: state.fields.depth.reducer: a reducer is for lists, not for int: another value replaces the one before"),
         ("default: []}", "reducer: appendd}", "9:40: state.fields.tags.reducer: text 'appendd' is not one of append, replace; did you mean append?"),
         ("    depth: {", "    on: {type: int}\n    depth: {", "8:5: state.fields.True: true is no name: YAML reads yes, no, on and off as true and false: write it in quotes"),
         ("    done: {", "    _x: {type: int}\n    done: {", "10:5: state.fields._x: '_x' is refused: names do not start with _"),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 
 from pytest_agenttrace.workflow.placeholders import PlaceholderError, parse_template
+from pytest_agenttrace.workflow.types import shown
 
 __all__ = ["PROVIDERS", "RUN_NAMES", "check", "note"]
 
@@ -43,15 +44,15 @@ def _identifier(name: str) -> str | None:
     if not name.isidentifier():
         near = re.sub(r"\W", "_", name.strip())
         more = f"; did you mean {near}?" if near.isidentifier() and not near.startswith("_") else ""
-        return f"{name!r} is no name: letters, digits and _ are, a letter first{more}"
+        return f"{shown(name)} is no name: letters, digits and _ are, a letter first{more}"
     if name.startswith("_"):
-        return f"{name!r} is refused: names do not start with _"
+        return f"{shown(name)} is refused: names do not start with _"
     return None
 
 
 def _node(name: str) -> str | None:
     if name in _RESERVED or name in ("start", "end"):
-        return f"{name!r} is reserved: START and END stand for the workflow's ends"
+        return f"{shown(name)} is reserved: START and END stand for the workflow's ends"
     return _identifier(name)
 
 
@@ -64,7 +65,7 @@ def _field(name: str) -> str | None:
 def _in_folder(name: str) -> str | None:
     """Of a name that may be a folder's or a file's."""
     if name in (".", "..") or "/" in name or "\\" in name:
-        return f"{name!r} is refused: a name with {_path_sign(name)} is a path"
+        return f"{shown(name)} is refused: a name with {_path_sign(name)} is a path"
     return None
 
 
@@ -75,7 +76,7 @@ def _path_sign(name: str) -> str:
 def _experiment(name: str) -> str | None:
     """Databricks' experiments are paths; none leads upwards."""
     if "\\" in name or any(part in (".", "..") for part in name.split("/")):
-        return f"{name!r} is refused: an experiment's name does not lead out of its folder"
+        return f"{shown(name)} is refused: an experiment's name does not lead out of its folder"
     return None
 
 
@@ -95,25 +96,29 @@ def _run(name: str) -> str | None:
 
 def _provider(name: str) -> str | None:
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
-        return f"{name!r} is no provider: {', '.join(PROVIDERS[:4])}, ... are"
+        return f"{shown(name)} is no provider: {', '.join(PROVIDERS[:4])}, ... are"
     near = [] if name in PROVIDERS else get_close_matches(name, PROVIDERS, n=1, cutoff=0.75)
-    return f"{name!r} is no provider; did you mean {near[0]}?" if near else None
+    return f"{shown(name)} is no provider; did you mean {near[0]}?" if near else None
 
 
 def _model(name: str) -> str | None:
     if re.search(r"\s", name) or ".." in name:
-        return f"{name!r} is no name of a model"
+        return f"{shown(name)} is no name of a model"
     return None
 
 
 def _address(name: str) -> str | None:
-    return None if re.fullmatch(r"https?://[^\s/]+\S*", name) else f"{name!r} is no address: http://... or https://..."
+    return (
+        None
+        if re.fullmatch(r"https?://[^\s/]+\S*", name)
+        else f"{shown(name)} is no address: http://... or https://..."
+    )
 
 
 def _tool(name: str) -> str | None:
     if re.fullmatch(r"[^\W\d][\w-]*|[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*", name):
         return None
-    return f"{name!r} is no tool: a name is, or module:attribute"
+    return f"{shown(name)} is no tool: a name is, or module:attribute"
 
 
 def _store(name: str) -> str | None:
@@ -123,14 +128,14 @@ def _store(name: str) -> str | None:
         return f"{base}:// holds artifacts, never runs: MLflow tracks to sqlite:///mlflow.db, postgresql:// or http://"
     if base == "sqlite" and not rest.startswith("///"):
         path = rest.lstrip("/") or "mlflow.db"
-        return f"{name!r} is no store: SQLite's has three slashes; did you mean sqlite:///{path}?"
+        return f"{shown(name)} is no store: SQLite's has three slashes; did you mean sqlite:///{path}?"
     if not colon or base == "file" or len(base) == 1 or name in ("databricks", "databricks-uc"):
         return None
     if base not in SCHEMES:
         near = get_close_matches(base, (*SCHEMES, "file"), n=1, cutoff=0.6)
         wrong = f"{base!r} is no store of MLflow's: {', '.join(SCHEMES[:6])} are"
         return f"{wrong}; did you mean {near[0]}?" if near else wrong
-    return None if rest.startswith("//") and rest != "//" else f"{name!r} is no store: {base}://... is"
+    return None if rest.startswith("//") and rest != "//" else f"{shown(name)} is no store: {base}://... is"
 
 
 _CHECKS: dict[str, Callable[[str], str | None]] = {

@@ -38,6 +38,8 @@ LARGEST = 256 * 1024
 # Values, those of aliases as often as they are named.
 MOST = 20_000
 DEEPEST = 40
+# Problems, after which a file is read no further: a text can have one in each character.
+ENOUGH = 200
 
 _PREFIX = "tag:yaml.org,2002:"
 _TEXTS = {f"{_PREFIX}{name}" for name in ("str", "timestamp", "value", "merge")}
@@ -171,12 +173,19 @@ class Problem:
 
 
 class ConfigError(ValueError):
-    """A workflow's file that cannot be used: every problem of it, a line each: `file:line:column: path: what`."""
+    """A workflow's file that cannot be used: every problem of it, a line each: `file:line:column: path: what`.
 
-    def __init__(self, file: Path, problems: tuple[Problem, ...]) -> None:
+    Where `more` is true, there were so many that the file was read no further.
+    """
+
+    def __init__(self, file: Path, problems: tuple[Problem, ...], *, more: bool = False) -> None:
         self.file = file
         self.problems = problems
-        super().__init__("\n".join(self._line(problem) for problem in problems))
+        self.more = more
+        lines = [self._line(problem) for problem in problems]
+        if more:
+            lines.append(f"{one_line(str(file))}: there is more: after {ENOUGH} problems it is read no further")
+        super().__init__("\n".join(lines))
 
     def _line(self, problem: Problem) -> str:
         where = one_line(str(self.file))
@@ -200,6 +209,8 @@ class Problems:
         """A problem of a value; `place` inside of it, `key` below it."""
         path = tree.path if key is None else (*tree.path, key)
         self.found.append((place or tree.place, path, one_line(text)))
+        if len(self.found) >= ENOUGH:
+            self.raise_any(more=True)
 
     def note(self, tree: Tree, text: str, place: Place | None = None, key: str | None = None) -> None:
         """What is worth knowing of a value."""
@@ -221,11 +232,11 @@ class Problems:
         """A problem of the file as a whole, to raise alone."""
         return ConfigError(self.file, (Problem(place, "", one_line(text)),))
 
-    def raise_any(self) -> None:
+    def raise_any(self, *, more: bool = False) -> None:
         """Raise `ConfigError` where there is any."""
         if self.found:
             found = {Problem(place, self.shown(path), text) for place, path, text in self.found}
-            raise ConfigError(self.file, tuple(sorted(found)))
+            raise ConfigError(self.file, tuple(sorted(found)), more=more)
 
 
 def one_line(text: str) -> str:

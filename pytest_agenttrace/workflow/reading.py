@@ -36,12 +36,14 @@ __all__ = ["did_you_mean", "file_keys", "hints", "read_workflow"]
 
 # Keys that stand beside those of the model, and become a part of its `type`.
 EXTRA: dict[type, tuple[str, ...]] = {StateField: ("schema",), OutputField: ("schema", "fields"), Member: ("schema",)}
+LONGEST = 200
 _WANTED = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def did_you_mean(name: str, known: Iterable[str], form: str = "{}") -> str:
     """A suggestion to put behind a message, with the text for the nearest name; empty where none is near."""
-    names = sorted(set(known))
+    # Comparing long texts takes long, and they are no names.
+    names = sorted({other for other in known if len(other) <= LONGEST}) if len(name) <= LONGEST else []
     folded = {other.lower(): other for other in names}
     near = [folded[name.lower()]] if name.lower() in folded else get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {form.format(near[0])}?" if near else ""
@@ -132,6 +134,8 @@ class _Reader:
             values["type"] = self.described(tree, cls, values["type"])
         if cls in (StateField, Member):
             self.default(tree, values)
+        if cls is StateField:
+            self.reducer(tree, values)
         if cls is Edge:
             self.one_way(tree)
         if cls is OutputSchema:
@@ -334,6 +338,12 @@ class _Reader:
 
     # Rules between keys
 
+    def reducer(self, tree: Table, values: Mapping[str, Any]) -> None:
+        found = values["type"]
+        if values["reducer"] is not None and found is not None and found.name != "list":
+            text = f"a reducer is for lists, not for {found}: another value replaces the one before"
+            self.problems.add(tree, text, tree.entries["reducer"][0], "reducer")
+
     def one_way(self, tree: Table) -> None:
         given = [key for key in ("to", "routes", "loop", "parallel") if (it := tree.get(key)) and not _is_null(it)]
         if len(given) != 1:
@@ -379,7 +389,7 @@ def _lower(sentence: str) -> str:
 def _unknown(key: object, known: list[str]) -> str:
     if not isinstance(key, str):
         return f"{shown(key)} is no key of this mapping: {_quoted(key)}"
-    return f"{key!r} is no key of this mapping{did_you_mean(key, known) or '; it has ' + ', '.join(known)}"
+    return f"{shown(key)} is no key of this mapping{did_you_mean(key, known) or '; it has ' + ', '.join(known)}"
 
 
 def _quoted(key: object) -> str:

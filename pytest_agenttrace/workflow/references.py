@@ -56,7 +56,7 @@ class Fields:
     def unknown(self, name: str, form: str = "{}") -> str:
         """The message for a name that is no field."""
         near = did_you_mean(name, self.fields, form)
-        return f"the state has no field {name!r}{near or '; it has ' + _listed(self.fields)}"
+        return f"the state has no field {shown(name)}{near or '; it has ' + _listed(self.fields)}"
 
     def type_of(self, path: tuple[str, ...], form: str = "{}") -> Type | None:
         """The type of what a path names; None where it may be anything. Raises `UnknownName`."""
@@ -82,7 +82,9 @@ def member_type(found: Type | None, path: tuple[str, ...], start: int) -> Type |
         elif found.name == "object" and found.members is not None:
             if path[at] not in found.members:
                 near = did_you_mean(path[at], found.members, f"{whole}.{{}}")
-                raise UnknownName(f"{whole} has no member {path[at]!r}{near or '; it has ' + _listed(found.members)}")
+                raise UnknownName(
+                    f"{whole} has no member {shown(path[at])}{near or '; it has ' + _listed(found.members)}"
+                )
             found = found.members[path[at]].type
         else:
             raise UnknownName(f"{whole} is {found}, which has no members")

@@ -8,7 +8,7 @@ from pytest_agenttrace.workflow.models import END, START, Edge, Loop, Node, Para
 from pytest_agenttrace.workflow.positions import Table, Tree, part
 from pytest_agenttrace.workflow.reading import did_you_mean
 from pytest_agenttrace.workflow.references import Subject, check_condition, maybe
-from pytest_agenttrace.workflow.types import Type, fits
+from pytest_agenttrace.workflow.types import Type, fits, shown
 
 __all__ = ["check_ways", "parallel_targets"]
 
@@ -89,7 +89,7 @@ class _Ways:
             return None
         names = [*self.nodes, START if leads else END]
         near = did_you_mean(name, names)
-        self.add(tree, f"there is no node {name!r}{near or '; there are ' + ', '.join(names[:10])}")
+        self.add(tree, f"there is no node {shown(name)}{near or '; there are ' + ', '.join(names[:10])}")
         return near.removeprefix("; did you mean ").removesuffix("?") or None
 
     def one_decision(self, at: int, edge: Edge, source: str) -> None:
