@@ -406,7 +406,7 @@ def pytest_runtest_makereport(
         return report
     if _wants_ledger(item.config):
         ours = not set(_FIXTURES).isdisjoint(getattr(item, "fixturenames", ()))
-        held = [(held.place.name, held.run) for held in ended]
+        held = [(held.known_as, held.run) for held in ended]
         facts = facts_told(item, run, held, report.when, ours=ours)
         setattr(report, FACTS, facts)
         if wants_properties(item.config):

@@ -63,7 +63,7 @@ class _Place:
         return ".".join([*(node.name for node in self.node.listchain() if isinstance(node, inside)), self.fixture])
 
     @property
-    def billed_as(self) -> str:
+    def known_as(self) -> str:
         """A name that is the same in each of xdist's workers, whichever test was the first to ask."""
         return f"{self.base if isinstance(self.node, pytest.Session) else self.node.nodeid}::{self.fixture}".lstrip(":")
 
@@ -79,6 +79,11 @@ class _Held:
     count: int = 1
     before: tuple[Run, ...] = ()
     about: dict[pytest.Item, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def known_as(self) -> str:
+        """Its name in what the run as a whole says: in sums and in the ledger."""
+        return self.place.known_as if self.count == 1 else f"{self.place.known_as} ({self.count})"
 
     def serves(self, item: pytest.Item) -> bool:
         name = self.place.fixture.partition("[")[0]
@@ -221,10 +226,10 @@ def told_of(
     for held in ended:
         facts = held.run.told(failed=held.run.failed)
         told.append((held.place.target, {"misses": facts.pop("misses")}))
-        told.append((held.place.name, facts | held.run.told_at_last(spent=spent)))
-        if asked := counted(held.run):
-            of = held.place.billed_as
-            told.append((of if held.count == 1 else f"{of} ({held.count})", asked))
+        told.append((held.place.name, facts | held.run.told_at_last(spent=False)))
+        used = {"spent": held.run.spent()} if spent else {}
+        if asked := used | counted(held.run):
+            told.append((held.known_as, asked))
     return told
 
 

@@ -320,3 +320,30 @@ def test_the_ledgers_of_shards_are_that_of_the_whole_suite(project: Path) -> Non
     assert done.stderr.splitlines()[-1] == (
         "Error: shard-3.json: no such ledger: write one with pytest --agenttrace-ledger shard-3.json"
     )
+
+
+SESSION_RUN = """
+import pytest
+from app import SAILS, app
+
+@pytest.fixture(scope="session")
+def article(agent_run):
+    with agent_run("app.yaml") as trace:
+        app.invoke(SAILS)
+    return trace
+"""
+
+
+def test_a_run_of_the_whole_session_has_one_name_whoever_asks_first(project: Path) -> None:
+    project_of(project, "def test_it(article):\n    assert article.tokens == 4601\n")
+    shutil.copy(project / "test_it.py", project / "test_more.py")
+    (project / "conftest.py").write_text(SESSION_RUN)
+    for name, args in (("one", ()), ("two", ("-p", "xdist", "-n2")), ("last", ("test_more.py", "test_it.py"))):
+        ran = run_pytest(project, *args, "--agenttrace-ledger", name, env=environment())
+        assert ran.code == 0, ran.out
+        assert "traced: 4,601 tokens, $0.0061565 in 1 trace\n" in ran.out
+    one = written(ran, "one")
+    assert list(one["tests"]) == ["article", "test_it.py::test_it", "test_more.py::test_it"]
+    assert (one["tests"]["article"]["outcome"], one["tests"]["article"]["tokens"]) == ("run", 4601)
+    assert without_times(project / "two") == without_times(project / "one")
+    assert written(ran, "last")["tests"] == one["tests"]
