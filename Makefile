@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format bench cassettes clean
+.PHONY: demo test lint format bench cassettes matrix oldest clean
 
 demo: $(STAMP)
 	$(BIN)/python -m pytest examples/two_nodes/test_graph.py -rP
@@ -32,6 +32,13 @@ bench: $(STAMP)
 
 cassettes: $(STAMP)
 	$(BIN)/python -m pytest -p examples.author_cassettes --agenttrace-record -q examples
+
+# The suite's core on each Python and on old and new libraries, with a table at the end; `oldest` is its first cell.
+matrix: $(STAMP)
+	$(BIN)/nox -f tests/matrix/noxfile.py
+
+oldest: $(STAMP)
+	$(BIN)/nox -f tests/matrix/noxfile.py -s oldest
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed (PYTHON=/path/to/python)"; exit 1; }

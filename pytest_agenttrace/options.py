@@ -261,12 +261,18 @@ def baseline_of(config: pytest.Config) -> Path | None:
     path: Path = config.invocation_params.dir / given
     if not given or path.is_dir():
         raise OptionError(f"--agenttrace-baseline: {given!r} is no file: name one, such as baseline.json")
-    if not path.exists() and not update:
+    if not path.exists() and not update and not _only_looked_at(config):
         raise OptionError(
             f"--agenttrace-baseline: no file {given}: write it with\n"
             f"  pytest --agenttrace-baseline {given} --agenttrace-update-baseline"
         )
     return path
+
+
+def _only_looked_at(config: pytest.Config) -> bool:
+    """Whether no test is to run: `--help`, `--collect-only` and their like."""
+    asked = ("help", "version", "collectonly", "markers", "showfixtures", "show_fixtures_per_test")
+    return any(getattr(config.option, name, False) for name in asked)
 
 
 def prices_of(config: pytest.Config) -> Prices | None:

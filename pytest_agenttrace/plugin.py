@@ -414,8 +414,8 @@ def pytest_runtest_makereport(
     if report.when == "teardown":
         if report.failed:
             report.sections += run.kept_at_last()
-        told = run.told_at_last(spent=verbosity >= 0) | item.config.stash[WANTED].of(item, run)
-        setattr(report, TOLD, told)
+        told_last = run.told_at_last(spent=verbosity >= 0) | item.config.stash[WANTED].of(item, run)
+        setattr(report, TOLD, told_last)
     elif report.when == "call" or report.failed:
         how: dict[str, Any] = {
             "outcome": outcome_of(report),

@@ -78,9 +78,8 @@ class ProjectFile:
         array over several lines. `certain` where that line is all there is to it."""
         steps: list[tuple[int, bool, Any]] = []
         lines = self._text.split("\n")
-        # What stands before the first word of us is of no interest, unless that is within a statement.
+        # Nothing of ours begins before the first word of us.
         start = next((number for number, line in enumerate(lines) if mentions_us(line)), 0)
-        start = start if _loads("\n".join(lines[:start])) is not _ABSENT else 0
         for end in range(start + 1, len(lines) + 1):
             data = _loads("\n".join(lines[:end]))
             if data is _ABSENT:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from pytest_agenttrace.capture import AgentTrace
     from pytest_agenttrace.gemini_server import GeminiServer
 
+# A fixture that is being set up: who asked for it, and the function that was written for it.
+_Setup = tuple[pytest.FixtureDef[Any], pytest.FixtureRequest, Callable[..., object]]
+
 __all__ = ["RUNS", "AgentRun", "Runs", "told_of"]
 
 
@@ -92,7 +95,7 @@ class Runs:
     def __init__(self) -> None:
         self._held: dict[tuple[str, str, str], _Held] = {}
         self._untold: list[_Held] = []
-        self._fixtures: list[tuple[pytest.FixtureDef[Any], pytest.FixtureRequest]] = []
+        self._fixtures: list[_Setup] = []
         self._item: pytest.Item | None = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -101,12 +104,13 @@ class Runs:
         self._item = item
         return (yield)
 
-    @pytest.hookimpl(wrapper=True)
+    # First, since anyio puts a function of its own in the fixture's place while it is set up.
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
         __tracebackhide__ = True
-        self._fixtures.append((fixturedef, request))
+        self._fixtures.append((fixturedef, request, fixturedef.func))
         try:
             return (yield)
         finally:
@@ -118,9 +122,9 @@ class Runs:
             raise pytest.fail.Exception(
                 "agent_run is for fixtures of a class, a module or a session: a test takes agent_trace", pytrace=False
             )
-        fixture, request = self._fixtures[-1]
-        # An async fixture's function is a wrapper of its plugin's.
-        file = Path(inspect.unwrap(fixture.func).__code__.co_filename)
+        fixture, request, function = self._fixtures[-1]
+        # An async fixture's function is a wrapper of pytest-asyncio's.
+        file = Path(inspect.unwrap(function).__code__.co_filename)
         name = fixture.argname + _parameter(request)
         return _Place(name, file, request.node, self._item, getattr(fixture, "baseid", "") or ""), request
 

@@ -180,12 +180,6 @@ class Run:
             budgets=self._weighed(),
         )
 
-    def _weighed(self) -> tuple[BudgetFacts, ...]:
-        """Each limit of the test, and how much of it was used."""
-        from pytest_agenttrace.ledger import BudgetFacts
-
-        return tuple(BudgetFacts(use.node, use.metric, use.limit, use.used) for use in self.uses)
-
     def _seen(self) -> Trace | None:
         """What was traced and sent, whichever of our fixtures the test has used."""
         from pytest_agenttrace.forest import build_trace
@@ -195,6 +189,12 @@ class Run:
         spans = self.store.spans() if self.store is not None else ()
         calls = self.cassette.calls if self.cassette is not None else ()
         return build_trace(spans, calls, self._price) if spans or calls else None
+
+    def _weighed(self) -> tuple[BudgetFacts, ...]:
+        """Each limit of the test, and how much of it was used."""
+        from pytest_agenttrace.ledger import BudgetFacts
+
+        return tuple(BudgetFacts(use.node, use.metric, use.limit, use.used) for use in self.uses)
 
     def _found(self, scratch: Path) -> tuple[FindingFacts, ...]:
         """What the witnesses disagreed on, and what became of it."""

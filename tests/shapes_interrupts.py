@@ -100,10 +100,11 @@ async def interrupts_in_parallel_resumed_one_by_one(kit: Kit) -> None:
     graph.add_edge(["ask", "other"], "end")
     app = graph.compile(checkpointer=InMemorySaver())
     await kit.invoke(app, {}, THREAD)
+    resumed: set[str] = set()
     for _ in range(2):
-        state = app.get_state(THREAD)
-        first = state.interrupts[0]
-        await kit.invoke(app, Command(resume={first.id: "yes"}), THREAD)
+        # langgraph 1.1 goes on listing those that were resumed.
+        resumed.add(first := next(found.id for found in app.get_state(THREAD).interrupts if found.id not in resumed))
+        await kit.invoke(app, Command(resume={first: "yes"}), THREAD)
 
 
 @shape(
@@ -144,9 +145,10 @@ async def interrupts_in_parallel_subgraphs_resumed_one_by_one(kit: Kit) -> None:
     graph.add_edge("sub", "end")
     app = graph.compile(checkpointer=InMemorySaver())
     await kit.invoke(app, {}, THREAD)
+    resumed: set[str] = set()
     for _ in range(2):
-        first = app.get_state(THREAD).interrupts[0]
-        await kit.invoke(app, Command(resume={first.id: "yes"}), THREAD)
+        resumed.add(first := next(found.id for found in app.get_state(THREAD).interrupts if found.id not in resumed))
+        await kit.invoke(app, Command(resume={first: "yes"}), THREAD)
 
 
 @shape(

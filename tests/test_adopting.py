@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def run(path: Path, **how: Any) -> Any:
         return trace.snapshot()
 
 
+@pytest.mark.skipif(version("langchain-google-genai") == "4.0.0", reason="the version that has recorded it: no upgrade")
 def test_an_upgrade_of_the_client_is_adopted_without_a_call(tmp_path: Path) -> None:
     """Recorded with langchain-google-genai 4.0.0, asked by the one that is installed: every body differs."""
     path = tmp_path / "x.yaml"

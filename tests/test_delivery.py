@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +180,14 @@ def test_a_client_raises_what_it_does_on_a_real_wire(name: str, kind: str, tmp_p
     with misbehaving(kind) as url:
         real = raised(CLIENTS[name], url)
     with replay(tmp_path) as cassette:
-        cassette.fault(FAULTS[kind])
+        # google-genai 1 asks once more by itself where aiohttp was reset.
+        tries = 2 if kind == "reset" and "aiohttp" in name and version("google-genai").startswith("1.") else 1
+        cassette.fault(FAULTS[kind], times=tries)
         before = time.perf_counter()
         injected = raised(CLIENTS[name], NOWHERE)
         assert time.perf_counter() - before < 10
-        (call,) = cassette.calls
+        assert len(cassette.calls) == tries
+        call = cassette.calls[-1]
     assert injected == real
     assert injected[2] == (["One, "] if kind == "truncated" and "stream" in name else [])
     assert (call.status, call.injected) == (200 if kind == "truncated" else None, kind)

@@ -51,7 +51,7 @@ FLOORS = (
     ("workflow.types",),
     ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
     # Behind the store, behind replay, behind prices.
-    ("store.reading", "store.kept", "store.obstacles", "replay.live"),
+    ("store.base_exceptions", "store.reading", "store.kept", "store.obstacles", "replay.live"),
     ("store.exporter", "store.redirect", "store.spans", "replay.answering", "prices.pinning", "prices.comparing"),
     (
         "store.database",

@@ -234,7 +234,7 @@ def functions() -> dict[str, object]:
 
     methods = ("create_run", "update_run", "info")
     return {name: vars(client.Client)[name] for name in methods} | {
-        "tracing_is_enabled": vars(utils)["tracing_is_enabled"]
+        name: vars(utils)[name] for name in ("tracing_is_enabled", "test_tracking_is_disabled")
     }
 
 
@@ -244,6 +244,7 @@ def test_what_it_silences_is_there() -> None:
     assert isinstance(found.pop("info"), property)
     assert sorted(name for name, value in found.items() if callable(value)) == [
         "create_run",
+        "test_tracking_is_disabled",
         "tracing_is_enabled",
         "update_run",
     ]

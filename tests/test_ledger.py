@@ -19,6 +19,7 @@ from pytest_agenttrace.ledger import (
     BudgetFacts,
     CallFacts,
     ExecutionFacts,
+    FindingFacts,
     Ledger,
     LedgerError,
     NodeFacts,
@@ -356,3 +357,22 @@ def test_shards_that_contradict_each_other() -> None:
     with pytest.raises(LedgerError) as caught:
         merge({ONE: shard("a"), TWO: shard("b", versions={"python": "3.13.0"})})
     assert str(caught.value) == "shard-2.json: python 3.13.0, but 3.12.1 in shard-1.json: shards share versions"
+
+
+def test_what_shards_used_of_a_limit_of_the_run_is_added_up() -> None:
+    def used(cost: str | None, tokens: int) -> RunFacts:
+        limits = (
+            BudgetFacts(None, "cost", Decimal("0.50"), None if cost is None else Decimal(cost)),
+            BudgetFacts(None, "tokens", 100, tokens),
+        )
+        return RunFacts(budgets=limits, findings=(FindingFacts("unused", None, "a.yaml: 1 reply", "warned"),))
+
+    whole = merge({ONE: shard("a", run=used("0.1", 60)), TWO: shard("b", run=used("0.2", 70))})
+    assert whole.run.budgets == (
+        BudgetFacts(None, "cost", Decimal("0.50"), Decimal("0.3")),
+        BudgetFacts(None, "tokens", 100, 130),
+    )
+    assert len(whole.run.findings) == 1
+    unknown = merge({ONE: shard("a", run=used(None, 60)), TWO: shard("b", run=used("0.2", 70))})
+    assert unknown.run.budgets[0].used is None
+    assert merge({ONE: shard("a", run=used("0.1", 60)), TWO: shard("b")}).run.budgets == ()

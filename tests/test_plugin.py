@@ -197,6 +197,11 @@ async def test_asyncio(agent_trace):
     await graph(awrite).ainvoke(SAILS)
 
 
+@pytest.fixture(params=["asyncio"])
+def anyio_backend(request):
+    return request.param
+
+
 @pytest.mark.anyio
 async def test_anyio(agent_trace, anyio_backend_name):
     await graph(awrite).ainvoke(SAILS)

@@ -146,6 +146,40 @@ def test_a_model_called_for_an_unknown_node_is_a_finding(told: Told) -> None:
     )
 
 
+# MLflow's own client autologs
+
+
+@inner("""
+import asyncio
+
+from google import genai
+
+pytestmark = pytest.mark.agent_trace(autolog=["langchain", "gemini"])
+
+
+def test_a_model_of_langchain(agent_trace):
+    app.invoke({"topic": "light"})
+
+
+@pytest.mark.parametrize("runs", ["sync", "async"])
+def test_a_client(agent_trace, runs):
+    client = genai.Client()
+    asked = {"model": "gemini-2.5-flash", "contents": "x"}
+    if runs == "sync":
+        client.models.generate_content(**asked)
+    else:
+        asyncio.run(client.aio.models.generate_content(**asked))
+""")
+def test_mlflows_autolog_of_gemini_does_not_swallow_a_miss(told: Told) -> None:
+    """It cannot record what is no Exception, takes that for a fault of its own, and gives None instead."""
+    assert set(told.outcomes.values()) == {"failed"}
+    assert told.text("test_a_model_of_langchain").startswith("CassetteMiss: research, call 1: no recorded reply\n")
+    for runs in ("sync", "async"):
+        test = f"test_a_client[{runs}]"
+        assert told.text(test).startswith("CassetteMiss: (no node), call 1: no recorded reply\n")
+        assert "Models.generate_content" in str(told.section(test, "Captured trace"))
+
+
 # Teardown
 
 

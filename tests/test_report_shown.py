@@ -284,6 +284,7 @@ def test_traffic_is_read(tmp_path: Path) -> None:
     assert found == Traffic(10, (("t.py", 14_000),))
     assert found.stream_of("t.py::test[a]") == ("t.py", 14_000)
     assert found.stream_of("u.py::test[a]") == (None, 10)
+    assert Traffic(tests=(("*", 1), ("t.py", 2), ("u.py", 3))).stream_of("t.py::test") == ("t.py", 2)
     (tmp_path / "below").mkdir()
     assert traffic_of(tmp_path / "below") == found
     assert traffic_of(project(tmp_path, "[tool.agenttrace.budgets]\ntokens = 1\n")) is None

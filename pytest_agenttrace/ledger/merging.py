@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 from pytest_agenttrace.ledger.file import LedgerError
-from pytest_agenttrace.ledger.model import Ledger, RunFacts, TestFacts, Times
+from pytest_agenttrace.ledger.model import BudgetFacts, Ledger, RunFacts, TestFacts, Times
+from pytest_agenttrace.usage import exact_decimals
 
 __all__ = ["merge"]
 
@@ -15,8 +17,8 @@ def merge(shards: Mapping[Path, Ledger]) -> Ledger:
     """One ledger of several, by their files: the shards together are the whole suite.
 
     A test that two shards have run counts once where both say the same; one that a shard has not run is not missing
-    where another has. Limits of the whole run are each shard's own, and no part of it. Raises `LedgerError` where
-    shards contradict each other: a test with two results, other versions.
+    where another has. What shards have used of a limit of the whole run is added up, where all of them have it.
+    Raises `LedgerError` where shards contradict each other: a test with two results, other versions.
     """
     runs = {path: ledger.run for path, ledger in shards.items()}
     tests = _tests(shards)
@@ -25,6 +27,8 @@ def merge(shards: Mapping[Path, Ledger]) -> Ledger:
         stopped="; ".join(stopped) or None,
         not_run=tuple(sorted({test for run in runs.values() for test in run.not_run} - tests.keys())),
         broken=tuple(sorted({file for run in runs.values() for file in run.broken})),
+        budgets=_budgets([run.budgets for run in runs.values()]),
+        findings=tuple(dict.fromkeys(finding for run in runs.values() for finding in run.findings)),
     )
     return Ledger(1, _versions(shards), run, tests, _times([ledger.times for ledger in shards.values()]))
 
@@ -38,6 +42,20 @@ def _tests(shards: Mapping[Path, Ledger]) -> dict[str, TestFacts]:
                 raise LedgerError(f"{path}: {test} has another result than in {found_in[test]}: these are two runs")
             found_in.setdefault(test, path)
     return tests
+
+
+def _budgets(shards: Sequence[Sequence[BudgetFacts]]) -> tuple[BudgetFacts, ...]:
+    limits = [(budget.metric, budget.limit) for budgets in shards for budget in budgets]
+    of_all = [limit for limit in dict.fromkeys(limits) if limits.count(limit) == len(shards)]
+    return tuple(BudgetFacts(None, *limit, _used(shards, limit)) for limit in of_all)
+
+
+def _used(shards: Sequence[Sequence[BudgetFacts]], limit: tuple[str, int | Decimal]) -> int | Decimal | None:
+    """What all shards have used of a limit; unknown where that of one is."""
+    used = [budget.used for budgets in shards for budget in budgets if (budget.metric, budget.limit) == limit]
+    with exact_decimals():
+        total = None if None in used else sum((Decimal(part) for part in used if part is not None), Decimal(0))
+    return total if total is None or limit[0] == "cost" else int(total)
 
 
 def _versions(shards: Mapping[Path, Ledger]) -> dict[str, str]:

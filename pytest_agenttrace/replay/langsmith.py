@@ -90,6 +90,7 @@ def _environment() -> Iterator[Undo]:
         # Not imported yet, or without the function: the environment says no, and is read anew before and after.
         yield _forget
         yield _set(_TRACING[0], "false")
+        yield _set("LANGSMITH_TEST_TRACKING", "false")
         _forget()
 
 
@@ -129,6 +130,8 @@ def _silence() -> Iterator[Undo]:
     except ImportError:
         return
     yield from _swap(utils, "tracing_is_enabled", lambda *_, **__: False)
+    # What its marker `langsmith` asks before it makes a data set and an experiment on the server.
+    yield from _swap(utils, "test_tracking_is_disabled", lambda *_, **__: True)
     yield from _swap(client.Client, "create_run", lambda *_, **__: None)
     yield from _swap(client.Client, "update_run", lambda *_, **__: None)
     asked = vars(client.Client).get("info")

@@ -20,14 +20,15 @@ DAYS = 30
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Runs a day: of tests by a pattern of their names, the first that fits counts; of all others (None: unknown)."""
+    """Runs a day: of tests by a pattern of their names, of which the last that fits counts; of all others (None:
+    unknown)."""
 
     runs_per_day: int | None = None
     tests: tuple[tuple[str, int], ...] = ()
 
     def stream_of(self, test: str) -> tuple[str | None, int] | None:
         """The workflow a test stands for, by its pattern (None: all others), and its runs a day."""
-        for pattern, runs in self.tests:
+        for pattern, runs in reversed(self.tests):
             if matches(pattern, test):
                 return pattern, runs
         return None if self.runs_per_day is None else (None, self.runs_per_day)

@@ -21,6 +21,7 @@ from pytest_agenttrace.environment import sweep_key
 from pytest_agenttrace.execution import Span
 from pytest_agenttrace.importing import after_import
 from pytest_agenttrace.network import allowed, guarded
+from pytest_agenttrace.store.base_exceptions import recorded
 from pytest_agenttrace.store.database import EXPERIMENT, Database, StoreError, cache_directory, without_durability
 from pytest_agenttrace.store.exporter import Exporter, Session
 from pytest_agenttrace.store.kept import Kept, finish
@@ -358,6 +359,7 @@ class StoreFactory:
         if exporter is not None:
             store._session = stack.enter_context(exporter.session())
         store._redirect = stack.enter_context(Redirect(store.uri, store.experiment_id, provider))
+        stack.enter_context(recorded())
         store._autolog = Autolog(autolog, run_tracer_inline)
         stack.callback(store._autolog.close)
         store._autolog.start()

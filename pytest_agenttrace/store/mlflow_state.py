@@ -85,6 +85,8 @@ RUN_STACK = Global("mlflow.tracking.fluent", "_active_run_stack")
 LAST_RUN = Global("mlflow.tracking.fluent", "_last_active_run_id")
 LAST_MODEL = Global("mlflow.tracking.fluent", "_last_logged_model_id")
 ACTIVE_MODEL = Global("mlflow.tracking.fluent", "_ACTIVE_MODEL_CONTEXT")
+# The run of a session's `@mlflow.test` tests (3.14 and later), opened by the first of them and never looked for again.
+TEST_RUN = Global("mlflow.pytest.session", "_run_id")
 LAST_TRACE = Global("mlflow.tracing.fluent", "_LAST_ACTIVE_TRACE_ID_GLOBAL")
 DESTINATION = Global("mlflow.tracing.provider", "_MLFLOW_TRACE_USER_DESTINATION")
 PROVIDER = Global("mlflow.tracing.provider", "provider")
@@ -204,6 +206,7 @@ def set_aside(uri: str, experiment_id: str | None, tracer_provider: Any) -> Iter
             stack.enter_context(_fresh(place))
         stack.enter_context(_replaced(REGISTRY_URI, None))
         stack.enter_context(_replaced(LAST_TRACE, None))
+        stack.enter_context(_replaced(TEST_RUN, None))
         stack.enter_context(_outside_of_any_span())
         stack.enter_context(_no_prompt_cached())
         if direct():
