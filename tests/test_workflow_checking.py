@@ -32,6 +32,7 @@ def prompt(text: str) -> tuple[str, str]:
         (*prompt("{_parallel_item}"), "30:14: nodes.write.prompt: {_parallel_item}: it is there only in a node that a parallel map runs"),
         (INPUTS, '    inputs: {query: "{state.topik}"}\n', "29:22: nodes.write.inputs.query: {state.topik}: the state has no field 'topik'; did you mean {state.topic}?"),
         (INPUTS, '    inputs: {query: "{other}"}\n', "29:22: nodes.write.inputs.query: {other}: the state has no field 'other'; it has topic, depth, tags, done, article, author"),
+        (INPUTS, '    inputs: {query: "{state.topic}", more: "{query}"}\n', "29:45: nodes.write.inputs.more: {query}: the state has no field 'query'; it has topic, depth, tags, done, article, author"),
         (INPUTS, "    inputs: {query: state.topic}\n", '29:21: nodes.write.inputs.query: a field of the state is named in braces; did you mean "{state.topic}"?'),
         (INPUTS, "    inputs: {query: 3}\n", '29:21: nodes.write.inputs.query: a text is wanted, not int 3; did you mean "3"?'),
         ("outputs: [article]", "outputs: [artcle]", "31:15: nodes.write.outputs[0]: the state has no field 'artcle'; did you mean article?"),

@@ -92,6 +92,10 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
             "a: [1, 2\n",
             "w.yaml:2:1: no YAML: expected ',' or ']', but got '<stream end>' (while parsing a flow sequence)",
         ),
+        (
+            "a: {type: list[str], default: []}\n",
+            'w.yaml:1:15: within braces a type with brackets is written in quotes; did you mean "list[str]"?',
+        ),
         ("a: 'x\n", "w.yaml:2:1: no YAML: found unexpected end of stream (while scanning a quoted scalar)"),
         ("a: *b\n", "w.yaml:1:4: no YAML: found undefined alias 'b'"),
         ("a: 1\n---\nb: 2\n", "w.yaml:2:1: a second document begins: a file has one workflow"),

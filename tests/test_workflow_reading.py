@@ -70,6 +70,11 @@ def test_a_node_says_what_is_different_of_its_model() -> None:
     assert found.llm_of(found.node("research")) == LlmSettings("google", "gemini-2.5-flash", 0, 50)
     other = valid((TOOLS, f"{TOOLS}    llm: {{provider: anthropic, model: claude-haiku-4-5}}\n"))
     assert other.llm_of(other.node("research")) == LlmSettings("anthropic", "claude-haiku-4-5", 0.7)
+    # A server of one provider is none of another's.
+    server = ("provider: google", "api_base: 'http://localhost:1'")
+    own = valid(server, (TOOLS, f"{TOOLS}    llm: {{provider: anthropic, model: claude-haiku-4-5}}\n"))
+    assert own.llm_of(own.node("research")).api_base is None
+    assert own.llm_of(own.node("write")).api_base == "http://localhost:1"
 
 
 def test_tools_are_names_or_say_what_an_error_does() -> None:

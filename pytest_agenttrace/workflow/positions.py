@@ -252,7 +252,7 @@ def compose(data: bytes, problems: Problems) -> Tree:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        raise problems.fail(_yaml_problem(error), _mark(error)) from None
+        raise problems.fail(_yaml_problem(error, text), _mark(error)) from None
     except yaml.YAMLError as error:
         raise problems.fail(*_unreadable(text, error)) from None
     except RecursionError:
@@ -280,7 +280,11 @@ def _place_of(before: str) -> Place:
     return Place(before.count("\n") + 1, len(before) - before.rfind("\n"))
 
 
-def _yaml_problem(error: MarkedYAMLError) -> str:
+def _yaml_problem(error: MarkedYAMLError, text: str) -> str:
+    mark = error.problem_mark
+    if mark is not None and text[mark.index : mark.index + 1] == "[" and text[: mark.index].endswith(("list", "dict")):
+        name = text[mark.index - 4 : text.find("]", mark.index, mark.index + 60) + 1] or "list[str]"
+        return f'within braces a type with brackets is written in quotes; did you mean "{name}"?'
     problem = error.problem or error.context or "it cannot be parsed"
     if "'\\t'" in problem:
         return "a tab: YAML is indented by blanks"
