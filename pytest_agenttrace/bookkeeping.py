@@ -104,7 +104,7 @@ class Bookkeeper:
 
     def ledger(self, session: pytest.Session, exitstatus: int) -> Mapping[str, Any]:
         """The results as they are now, as plain data."""
-        stopped = _stopped(session, exitstatus)
+        stopped = _stopped(session, exitstatus) or self._session.crashed
         part = None if stopped else self._part()
         from pytest_agenttrace.ledger import BudgetFacts
 

@@ -10,6 +10,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from pytest_agenttrace.trace import SpanNotFound, TraceReading
+from pytest_agenttrace.tree import printable
 from pytest_agenttrace.usage import UnknownTokens, UsageUnknown, exact_decimals, format_tokens, format_usd
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 METRICS = ("tokens", "input_tokens", "output_tokens", "cost", "llm_calls", "tool_calls")
+_MOST, _DECIMALS = 10**18, 18
 # More digits than a person writes: the float is the result of arithmetic, not the number meant.
 _FLOAT_DIGITS = 12
 
@@ -130,6 +132,8 @@ def read_limit(metric: str, value: object) -> int | Decimal:
     limit = _money(value) if metric == "cost" else _whole(value)
     if limit < 0:
         raise BudgetError(["is negative"])
+    if limit > _MOST or (isinstance(limit, Decimal) and limit.adjusted() < -_DECIMALS):
+        raise BudgetError(["is beyond what anybody uses or pays"])
     return limit
 
 
@@ -193,7 +197,7 @@ def weigh(limits: Iterable[Limit], trace: TraceReading) -> tuple[tuple[Use, ...]
             text = None if str(limit.node) in unknown else f"budget: {error}"
             unknown.add(str(limit.node))
         except (LookupError, UsageUnknown) as error:
-            text = f"{limit.node or 'run'} {limit.metric} cannot be judged: {error}"
+            text = f"{printable(limit.node or 'run')} {limit.metric} cannot be judged: {error}"
             unpriced = str(error) if isinstance(error, LookupError) else None
         uses.append(_use(limit, used))
         if text is not None:
@@ -214,7 +218,7 @@ def _used(limit: Limit, part: TraceReading) -> int | Decimal:
 def _over(limit: Limit, used: int | Decimal) -> str | None:
     if used <= limit.limit:
         return None
-    name = limit.node or "run"
+    name = printable(limit.node or "run")
     if limit.metric == "cost":
         used, allowed = Decimal(used), Decimal(limit.limit)
         with exact_decimals():

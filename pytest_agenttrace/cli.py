@@ -98,17 +98,30 @@ def report() -> None:
     "--output", "-o", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write."
 )
 def merge(ledgers: tuple[Path, ...], output: Path) -> None:
-    """Make one ledger of the LEDGERS of a suite's shards, each named once."""
+    """Make one ledger of the LEDGERS of a suite's shards, each named once.
+
+    Exit codes: 0, 1 where all tests together have exceeded the budget of the whole run (the ledger is written), 2 for
+    what cannot be meant.
+    """
     from pytest_agenttrace.ledger import LedgerError, read_ledger, write_ledger
     from pytest_agenttrace.ledger import merge as merged
+    from pytest_agenttrace.report import exceeded, overrun
 
+    files = {path.resolve(): path for path in ledgers}
+    if len(files) < len(ledgers):
+        raise click.UsageError("a ledger is named twice")
     try:
-        whole = merged({path: read_ledger(path) for path in ledgers})
+        whole = merged({path: read_ledger(path) for path in files.values()})
         write_ledger(output, whole)
     except LedgerError as error:
         raise click.UsageError(str(error)) from None
     tests = f"{len(whole.tests)} test{'' if len(whole.tests) == 1 else 's'}"
-    click.echo(f"{_shown(output)}: {tests} of {len(ledgers)} ledgers")
+    click.echo(f"{_shown(output)}: {tests} of {len(ledgers)} ledger{'' if len(ledgers) == 1 else 's'}")
+    over = [f"whole {overrun(budget)}" for budget in whole.run.budgets if exceeded(budget)]
+    for line in over:
+        click.echo(line, err=True)
+    if over:
+        raise SystemExit(1)
 
 
 main.add_command(diff)

@@ -151,7 +151,9 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     session.late += output.get(_LATE, ())
     # Each worker has collected all tests.
     session.unmatched = output.get(_UNMATCHED, session.unmatched)
-    session.partial = session.partial or output.get(_PARTIAL) or ("a worker of xdist crashed" if error else None)
+    if error:
+        session.crashed = "a worker of xdist crashed"
+    session.partial = session.partial or output.get(_PARTIAL) or session.crashed
 
 
 @pytest.hookimpl(wrapper=True)

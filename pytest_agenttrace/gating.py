@@ -134,7 +134,8 @@ class Gate:
         from pytest_agenttrace.ledger import LedgerError, write_ledger
         from pytest_agenttrace.report import as_text, compare, judge, new_baseline, why_not
 
-        if (why := why_not(run)) is not None or self._file is None:
+        failed = "the run failed" if session.exitstatus != 0 else None
+        if (why := why_not(run) or failed) is not None or self._file is None:
             self._alarm([f"{self._shown()} was not updated: {why}"], session)
             return
         moved = new_baseline(self._baseline, run)

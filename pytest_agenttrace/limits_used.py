@@ -7,6 +7,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 from pytest_agenttrace.budget import Use, written
+from pytest_agenttrace.tree import printable
 from pytest_agenttrace.usage import exact_decimals, format_tokens, format_usd
 
 __all__ = ["percent_lines", "plain_uses", "read_uses", "slack_lines"]
@@ -56,7 +57,7 @@ def percent_lines(uses: Mapping[str, Sequence[Use]], *, run: Sequence[Use] = (),
 
 def _cells(uses: Sequence[Use], every: bool) -> Iterator[str]:
     for number, use in enumerate(uses if every else uses[:_LIMITS]):
-        yield f"{use.node or 'run'} {_percent_of(use, amounts=every or number == 0)}"
+        yield f"{printable(use.node or 'run')} {_percent_of(use, amounts=every or number == 0)}"
     if not every and len(uses) > _LIMITS:
         yield f"+{len(uses) - _LIMITS} more"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -248,6 +249,13 @@ def ledger_of(config: pytest.Config) -> Path | None:
     path: Path = config.invocation_params.dir / given
     if not given or path.is_dir():
         raise OptionError(f"--agenttrace-ledger: {given!r} is no file to write: name one, such as ledger.json")
+    from pytest_agenttrace.ledger import not_ours
+
+    if (why := not_ours(path)) is not None:
+        raise OptionError(f"--agenttrace-ledger: {given} {why}")
+    baseline = config.getoption("agenttrace_baseline")
+    if baseline and os.path.realpath(path) == os.path.realpath(config.invocation_params.dir / baseline):
+        raise OptionError(f"--agenttrace-ledger and --agenttrace-baseline name one file, {given}: give each its own")
     return path
 
 

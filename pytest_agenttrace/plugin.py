@@ -42,6 +42,7 @@ from pytest_agenttrace.session import Session
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
 from pytest_agenttrace.summary import TOLD, TOLD_OF_RUNS, Summary
 from pytest_agenttrace.testrun import Run
+from pytest_agenttrace.tree import printable_lines
 from pytest_agenttrace.usage import explain_comparison
 
 if TYPE_CHECKING:
@@ -384,7 +385,7 @@ def _fail_instead(item: pytest.Item, error: BaseException | None) -> None:
             return
         text = text or words
     if text:
-        raise pytest.fail.Exception(text, pytrace=False) from None
+        raise pytest.fail.Exception(printable_lines(text), pytrace=False) from None
 
 
 def _is_unittest(item: pytest.Item) -> bool:

@@ -104,7 +104,7 @@ def path_of(keys: Sequence[Key]) -> str:
 def _loads(text: str) -> Any:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # the first: TOMLDecodeError, and a number of too many digits
         return _ABSENT
 
 
@@ -134,7 +134,7 @@ def read_project(root: Path) -> ProjectFile | None:
         return None
     try:
         tool = tomllib.loads(text).get("tool")
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # the first: TOMLDecodeError, and a number of too many digits
         raise ProjectError([f"{NAME}: {error}"]) from None
     table = tool.get("agenttrace") if isinstance(tool, dict) else None
     if table is None:

@@ -12,6 +12,7 @@ from typing import Any
 from pytest_agenttrace.budget import BudgetError, Limit, Use, read_limit
 from pytest_agenttrace.calls import ModelCall, Pricer, sum_cost, sum_tokens
 from pytest_agenttrace.trace import Trace
+from pytest_agenttrace.tree import printable
 from pytest_agenttrace.usage import UnknownTokens, UsageUnknown, exact_decimals, format_tokens, format_usd
 
 __all__ = ["bill_of", "judge_run", "parse_run_budget", "unknown_bill"]
@@ -58,7 +59,8 @@ def bill_of(trace: Trace, price: Pricer) -> dict[str, Any]:
     """What a test has used, to be carried. What has no price is no finding here."""
     why: dict[str, str] = {}
     run = [_tokens(trace.llm_calls, why), _cost(trace.llm_calls, price, why)]
-    nodes = {node: [_tokens(calls, {}), _cost(calls, price, {})] for node, calls in trace.calls_by_node().items()}
+    by_node = trace.calls_by_node().items()
+    nodes = {printable(node): [_tokens(calls, {}), _cost(calls, price, {})] for node, calls in by_node}
     return {"run": run, "nodes": nodes, "why": why}
 
 

@@ -82,6 +82,8 @@ class Session:
         self._temporary: TemporaryDirectory[str] | None = None
         self._factory: StoreFactory | None = None
         self.partial: str | None = None
+        # Why the run did not come to its end, where that is nobody's wish.
+        self.crashed: str | None = None
         self.folders: list[Path] = []
         self.late: list[str] = []
         self.warned: dict[str, int] = {}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from unicodedata import combining, east_asian_width
 
-__all__ = ["Branch", "draw"]
+__all__ = ["Branch", "draw", "printable", "printable_lines"]
 
 _UNICODE = ("├─ ", "└─ ", "│  ", "   ")
 _ASCII = ("|- ", "`- ", "|  ", "   ")
@@ -42,19 +42,24 @@ def _rows(root: Branch, rules: tuple[str, str, str, str]) -> Iterator[tuple[str,
     while waiting:
         branch, lead, below = waiting.pop()
         tag = f"  {branch.tag}" if branch.tag else ""
-        yield _plain(f"{lead}{branch.label}{tag}"), branch
+        yield printable(f"{lead}{branch.label}{tag}"), branch
         last = len(branch.children) - 1
         for i, child in reversed(list(enumerate(branch.children))):
             waiting.append((child, below + (corner if i == last else tee), below + (gap if i == last else bar)))
 
 
 def _cell(branch: Branch, index: int) -> str:
-    return _plain(branch.cells[index]) if index < len(branch.cells) else ""
+    return printable(branch.cells[index]) if index < len(branch.cells) else ""
 
 
-def _plain(text: str) -> str:
+def printable(text: str) -> str:
     """Text that stays on its line and can be printed anywhere: no line ends, escapes or lone surrogates."""
     return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same of a text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _columns(text: str) -> int:
@@ -71,6 +76,6 @@ def _padded(text: str, width: int) -> str:
 def _line(label: str, branch: Branch, width: int, widths: list[int], marked: bool) -> str:
     texts = [(_cell(branch, i), w) for i, w in enumerate(widths) if w]
     cells = "".join("  " + _padded(text, w) for text, w in texts)
-    note = f"   {_plain(branch.note)}" if branch.note else ""
+    note = f"   {printable(branch.note)}" if branch.note else ""
     margin = f"{branch.mark} " if marked else ""
     return f"{margin}{label}{' ' * (width - _columns(label))}{cells}{note}".rstrip()

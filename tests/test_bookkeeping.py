@@ -123,7 +123,7 @@ OUTCOMES = {
 
 def test_every_way_a_test_can_end_and_byte_equal_whoever_runs_it(project: Path) -> None:
     project_of(project)
-    (project / "ledger.json").write_text("of an earlier run")
+    (project / "ledger.json").write_text('{"format": 1, "of": "an earlier run"}')
     first = run_pytest(project, "--agenttrace-ledger", "ledger.json", env=environment())
     data = written(first)
     assert {test: facts["outcome"] for test, facts in data["tests"].items()} == OUTCOMES
@@ -190,12 +190,12 @@ def test_c(agent_trace):
         ("assert 0", ["-x"], "stopping after 1 failures", {"a": "passed", "b": "failed"}),
         ("os.kill(os.getpid(), signal.SIGINT); time.sleep(5)", [], "interrupted", {"a": "passed"}),
         ("pytest.exit('enough')", [], "interrupted", {"a": "passed"}),
-        ("os._exit(3)", ["-p", "xdist", "-n1"], None, {"a": "passed", "c": "passed"}),
+        ("os._exit(3)", ["-p", "xdist", "-n1"], "a worker of xdist crashed", {"a": "passed", "c": "passed"}),
     ],
     ids=["-x", "Ctrl-C", "exit", "crash"],
 )
 def test_a_run_that_ends_early(
-    project: Path, ends: str, args: list[str], stopped: str | None, outcomes: dict[str, str]
+    project: Path, ends: str, args: list[str], stopped: str, outcomes: dict[str, str]
 ) -> None:
     project_of(project, MANY.replace("{ends}", ends))
     ran = run_pytest(project, *args, "--agenttrace-ledger", "ledger.json", env=environment())
@@ -205,7 +205,7 @@ def test_a_run_that_ends_early(
     assert data["run"]["stopped"] == stopped
     not_run = {"a", "b", "c"} - outcomes.keys()
     assert data["run"]["not_run"] == [f"test_it.py::test_{name}" for name in sorted(not_run)]
-    assert (data["run"]["part"] is None) == (stopped is not None), "a crashed worker's run is a part of the suite"
+    assert data["run"]["part"] is None
 
 
 def test_ctrl_c_under_xdist(project: Path) -> None:
@@ -279,9 +279,21 @@ def test_a_ledger_that_cannot_be_written_is_told(project: Path) -> None:
     ran = run_pytest(project, "--agenttrace-ledger", ".", env=environment())
     assert ran.code == 4
     assert ran.err.strip() == "ERROR: --agenttrace-ledger: '.' is no file to write: name one, such as ledger.json"
-    (project / "old.json").write_text("old")
+    before = (project / "test_it.py").read_text()
+    ran = run_pytest(project, "--agenttrace-ledger", "test_it.py", env=environment())
+    assert (ran.code, (project / "test_it.py").read_text()) == (4, before)
+    assert ran.err.strip() == (
+        "ERROR: --agenttrace-ledger: test_it.py is there already and is no ledger: name another file"
+    )
+    (project / "old.json").write_text('{"format": 1}')
     ran = run_pytest(project, "--collect-only", "--agenttrace-ledger", "old.json", env=environment())
-    assert (ran.code, (project / "old.json").read_text()) == (0, "old")
+    assert (ran.code, (project / "old.json").read_text()) == (0, '{"format": 1}')
+    one = ["--agenttrace-ledger", "./old.json", "--agenttrace-baseline", "old.json"]
+    ran = run_pytest(project, *one, env=environment())
+    assert (ran.code, (project / "old.json").read_text()) == (4, '{"format": 1}')
+    assert ran.err.strip() == (
+        "ERROR: --agenttrace-ledger and --agenttrace-baseline name one file, ./old.json: give each its own"
+    )
 
 
 def test_replies_that_none_of_several_tests_asked_for(project: Path) -> None:
@@ -315,6 +327,14 @@ def test_the_ledgers_of_shards_are_that_of_the_whole_suite(project: Path) -> Non
     assert whole["tests"]["test_it.py::test_warned"]["findings"].pop()["kind"] == "unused"
     whole["tests"]["test_it.py::test_warned"]["findings"].clear()
     assert json.loads(without_times(project / "merged.json") + "}") == whole
+    for number in (1, 2):
+        shard = json.loads((project / f"shard-{number}.json").read_text())
+        shard["run"]["budgets"] = [{"node": None, "metric": "tokens", "limit": 5000, "used": 0}]
+        (project / f"over-{number}.json").write_text(json.dumps(shard))
+    done = merged("over-1.json", "over-2.json")
+    assert done.returncode == 1
+    assert re.fullmatch(r"whole run [\d,]+ tokens > 5,000 \(\+[\d,]+\)\n", done.stderr)
+    assert merged("shard-1.json", str(project / "shard-1.json")).stderr.endswith("Error: a ledger is named twice\n")
     done = merged("shard-1.json", "shard-3.json")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (

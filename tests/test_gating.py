@@ -160,6 +160,12 @@ def test_a_red_run_moves_no_baseline(suite: Path) -> None:
     assert red.code == 1
     assert section(red) == ["baseline.json was not updated: 1 test failed: test_it.py::test_again"]
     assert (suite / "baseline.json").read_bytes() == before
+    (suite / "test_it.py").write_text(TESTS)
+    (suite / "test_other.py").write_text("def test_of_nothing_of_ours():\n    assert 0\n")
+    red = run(suite, *UPDATE)
+    assert red.code == 1
+    assert section(red)[-1] == "baseline.json was not updated: the run failed"
+    assert (suite / "baseline.json").read_bytes() == before
 
 
 def test_a_stopped_run_can_not_be_vouched_for(suite: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -359,20 +361,69 @@ def test_shards_that_contradict_each_other() -> None:
     assert str(caught.value) == "shard-2.json: python 3.13.0, but 3.12.1 in shard-1.json: shards share versions"
 
 
-def test_what_shards_used_of_a_limit_of_the_run_is_added_up() -> None:
-    def used(cost: str | None, tokens: int) -> RunFacts:
-        limits = (
-            BudgetFacts(None, "cost", Decimal("0.50"), None if cost is None else Decimal(cost)),
-            BudgetFacts(None, "tokens", 100, tokens),
-        )
-        return RunFacts(budgets=limits, findings=(FindingFacts("unused", None, "a.yaml: 1 reply", "warned"),))
-
-    whole = merge({ONE: shard("a", run=used("0.1", 60)), TWO: shard("b", run=used("0.2", 70))})
+def test_a_limit_of_the_run_holds_for_the_tests_of_all_shards_each_once() -> None:
+    limits = (BudgetFacts(None, "cost", Decimal("0.50"), None), BudgetFacts(None, "tokens", 100, 9_999))
+    run = RunFacts(budgets=limits, findings=(FindingFacts("unused", None, "a.yaml: 1 reply", "warned"),))
+    whole = merge({ONE: shard("a", "b", run=run), TWO: shard("b", "c", run=run)})
     assert whole.run.budgets == (
-        BudgetFacts(None, "cost", Decimal("0.50"), Decimal("0.3")),
-        BudgetFacts(None, "tokens", 100, 130),
+        BudgetFacts(None, "cost", Decimal("0.50"), Decimal("3E-7")),
+        BudgetFacts(None, "tokens", 100, 21),
     )
     assert len(whole.run.findings) == 1
-    unknown = merge({ONE: shard("a", run=used(None, 60)), TWO: shard("b", run=used("0.2", 70))})
-    assert unknown.run.budgets[0].used is None
-    assert merge({ONE: shard("a", run=used("0.1", 60)), TWO: shard("b")}).run.budgets == ()
+    silent = dataclasses.replace(FULL, tokens=None)
+    unknown = merge({ONE: shard("a", run=run), TWO: shard(run=run, tests={"b": silent, "c": TestFacts("skipped")})})
+    assert [budget.used for budget in unknown.run.budgets] == [Decimal("2E-7"), None]
+    assert merge({ONE: shard("a", run=run), TWO: shard("b")}).run.budgets == ()
+
+
+# What is there already
+
+
+def test_nothing_but_a_ledger_is_written_over(tmp_path: Path) -> None:
+    test = tmp_path / "test_it.py"
+    test.write_text("def test_it(): pass\n")
+    with pytest.raises(LedgerError) as caught:
+        write_ledger(test, ledger())
+    assert str(caught.value) == f"{test} is there already and is no ledger: name another file"
+    assert test.read_text() == "def test_it(): pass\n"
+    write_ledger(tmp_path / "a.json", ledger(a=FULL))
+    write_ledger(tmp_path / "a.json", ledger())
+    assert read_ledger(tmp_path / "a.json").tests == {}
+
+
+def test_links_are_followed_and_pipes_stay_pipes(tmp_path: Path) -> None:
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to("target.json")
+    write_ledger(link, ledger(a=FULL))
+    assert link.is_symlink()
+    assert list(read_ledger(tmp_path / "target.json").tests) == ["a"]
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(pipe.read_text)
+        write_ledger(pipe, ledger(a=FULL))
+        assert reading.result(30) == ledger_text(ledger(a=FULL))
+    assert pipe.is_fifo()
+
+
+def test_texts_that_are_odd_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "l.json"
+    lone = json.loads('"\\ud800"')
+    write_ledger(path, ledger(a=dataclasses.replace(FULL, cassette=lone)))
+    assert read_ledger(path).tests["a"].cassette == "\\ud800"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert list(read_ledger(path).tests) == ["a"]
+    path.write_text(ledger_text(ledger()), encoding="utf-16")
+    with pytest.raises(LedgerError, match=r"no ledger: its text is not UTF-8$"):
+        read_ledger(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"tokens": 10**41}, {"tokens": -1}, {"cost": "1e5000"}, {"cost": "-0.1"}, {"cost": "1e-999999"}]
+)
+def test_numbers_that_nobody_has_used(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = written(tmp_path / "l.json", tests={"t": {"outcome": "passed", **change}})
+    with pytest.raises(LedgerError) as caught:
+        read_ledger(path)
+    (name,) = change
+    wrong = f"tests > t > {name}: is no number of tokens or USD that anybody has used"
+    assert str(caught.value) == f"{path}: no valid ledger\n  {wrong}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_agenttrace.ledger import BilledFacts, ExecutionFacts, FindingFacts, Ledger, TestFacts
+from pytest_agenttrace.ledger import BilledFacts, ExecutionFacts, FindingFacts, Ledger, TestFacts, UsageFacts
 from pytest_agenttrace.report import Comparison, Difference, compare
 from tests.ledgers import FLASH, RATES, article, budget, call, ledger, tool, traced, used
 
@@ -609,3 +609,47 @@ def test_the_sums_of_nodes_over_tests() -> None:
     assert found.total.old is not None
     assert (found.total.old.tokens, found.total.old.cost) == (5000, Decimal("0.0059"))
     assert found.total.by_tokens == Decimal("0.00006")
+
+
+# Unknown is never 0, and hides nothing
+
+
+def test_a_call_outside_of_nodes_that_reports_nothing_any_more() -> None:
+    def with_call(usage: UsageFacts | None) -> TestFacts:
+        facts = traced(call("research", used(1000, 500)), call(None, usage))
+        return facts if usage is not None else dataclasses.replace(facts, tokens=None, cost=None)
+
+    found = compare(ledger(with_call(used(100, 50))), ledger(with_call(None)))
+    assert [(one.level, one.text) for one in found.at_least("cost")] == [
+        ("cost", "(no node): tokens unknown, 150 before"),
+        ("cost", "(no node): cost unknown, $0.000155 before"),
+    ]
+
+
+def test_a_call_that_reports_nothing_hides_no_growth_beside_it() -> None:
+    def with_output(made: int) -> TestFacts:
+        facts = traced(call("write", used(100, made)), call("write", None))
+        nodes = {name: dataclasses.replace(node, tokens=None, cost=None) for name, node in facts.nodes.items()}
+        return dataclasses.replace(facts, tokens=None, cost=None, nodes=nodes)
+
+    found = compare(ledger(with_output(500)), ledger(with_output(500_000)))
+    assert [(one.level, one.text) for one in found.differences] == [
+        ("cost", "write: tokens unknown as before, of those known 600 -> 500,100")
+    ]
+    assert compare(ledger(with_output(500)), ledger(with_output(500))).differences == ()
+
+
+def test_nobody_vouches_for_a_run_that_has_skipped_all() -> None:
+    found = compare(ledger(article()), ledger(TestFacts("skipped")))
+    assert found.obstacles == ("all tests were skipped in the new run: nothing to compare",)
+    assert compare(ledger(TestFacts("skipped")), ledger(TestFacts("skipped"))).obstacles == ()
+
+
+def test_limits_of_a_test_that_failed_are_no_news() -> None:
+    was = article(budgets=(budget(1_500, 2_000),))
+    now = article(outcome="failed", budgets=(budget(None, 2_000),))
+    assert [one.text for one in compare(ledger(was), ledger(now)).differences] == ["passed -> failed"]
+    silent = article(budgets=(budget(None, 2_000),))
+    assert [one.text for one in compare(ledger(was), ledger(silent)).differences] == [
+        "research tokens cannot be judged any more: what was used is unknown"
+    ]

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from pytest_agenttrace.ledger.entry import facts_of, spent_by
-from pytest_agenttrace.ledger.file import LedgerError, as_ledger, ledger_text, plain, read_ledger, write_ledger
+from pytest_agenttrace.ledger.file import (
+    LedgerError,
+    as_ledger,
+    ledger_text,
+    not_ours,
+    plain,
+    read_ledger,
+    write_ledger,
+)
 from pytest_agenttrace.ledger.merging import merge
 from pytest_agenttrace.ledger.model import (
     BilledFacts,
@@ -40,6 +48,7 @@ __all__ = [
     "facts_of",
     "ledger_text",
     "merge",
+    "not_ours",
     "plain",
     "read_ledger",
     "spent_by",

@@ -20,6 +20,7 @@ from pytest_agenttrace.ledger.model import (
 )
 from pytest_agenttrace.ledger.requests import members
 from pytest_agenttrace.trace import Trace
+from pytest_agenttrace.tree import printable
 from pytest_agenttrace.usage import Tokens, Usage, UsageUnknown
 
 __all__ = ["facts_of", "spent_by"]
@@ -59,7 +60,7 @@ def facts_of(trace: Trace, price: Pricer, bill: Biller = lambda call: ()) -> Tes
 
 def spent_by(trace: Trace, price: Pricer) -> dict[str, tuple[int | None, Decimal | None]]:
     """Tokens and USD of each node of the trajectory, its subgraph included, and under "" of the whole."""
-    nodes = {node: (_tokens(calls), _cost(calls, price)) for node, calls in trace.calls_by_node().items()}
+    nodes = {printable(node): (_tokens(calls), _cost(calls, price)) for node, calls in trace.calls_by_node().items()}
     return {"": (_tokens(trace.llm_calls), _cost(trace.llm_calls, price)), **nodes}
 
 

@@ -6,8 +6,9 @@ import dataclasses
 import json
 import math
 import os
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from functools import cache
@@ -26,6 +27,7 @@ __all__ = [
     "as_ledger",
     "generated_schema",
     "ledger_text",
+    "not_ours",
     "plain",
     "read_ledger",
     "shipped_schema",
@@ -35,6 +37,9 @@ __all__ = [
 # Where the schema lies in the package.
 SCHEMA = "ledger.schema.json"
 _SHOWN = 5
+# More than anybody has used, and few enough for exact arithmetic.
+_DIGITS = 40
+_BEGINS = re.compile(rb'\s*\{\s*"format"\s*:')
 
 
 class LedgerError(ValueError):
@@ -46,7 +51,7 @@ def plain(facts: object) -> Any:
     if dataclasses.is_dataclass(facts) and not isinstance(facts, type):
         return {field.name: plain(getattr(facts, field.name)) for field in dataclasses.fields(facts)}
     if isinstance(facts, Mapping):
-        return {str(key): plain(value) for key, value in facts.items()}
+        return {_text(key): plain(value) for key, value in facts.items()}
     if isinstance(facts, list | tuple):
         return [plain(value) for value in facts]
     if isinstance(facts, Decimal):
@@ -56,7 +61,12 @@ def plain(facts: object) -> Any:
         return int(facts)
     if facts is None or isinstance(facts, bool) or (isinstance(facts, float) and math.isfinite(facts)):
         return facts
-    return str(facts)
+    return _text(facts)
+
+
+def _text(value: object) -> str:
+    """Text that any reader of JSON takes: a lone surrogate is told as what it is."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def ledger_text(ledger: Ledger | Mapping[str, Any]) -> str:
@@ -68,9 +78,16 @@ def ledger_text(ledger: Ledger | Mapping[str, Any]) -> str:
 
 
 def write_ledger(path: Path, ledger: Ledger | Mapping[str, Any]) -> None:
-    """Put a ledger, or its facts as plain data, in its place in one step. Raises `LedgerError`."""
+    """Put a ledger, or its facts as plain data, in its place in one step; links are followed. Raises `LedgerError`,
+    also for a file that is there already and is no ledger."""
+    if (why := not_ours(path)) is not None:
+        raise LedgerError(f"{path} {why}")
     text = ledger_text(ledger)
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_text(text, encoding="utf-8")  # a device or a pipe stays what it is
+            return
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
@@ -84,6 +101,18 @@ def write_ledger(path: Path, ledger: Ledger | Mapping[str, Any]) -> None:
             raise
     except OSError as error:
         raise LedgerError(f"{path}: the ledger cannot be written: {error.strerror or error}") from None
+
+
+def not_ours(path: Path) -> str | None:
+    """Why a file is not written over: it is there and is no ledger. None where it may be."""
+    try:
+        if not path.is_file() or path.stat().st_size == 0:
+            return None
+        with path.open("rb") as file:
+            begins = file.read(200)
+    except OSError:  # told by who writes
+        return None
+    return None if _BEGINS.match(begins) else "is there already and is no ledger: name another file"
 
 
 def _umask() -> int:
@@ -111,7 +140,10 @@ def as_ledger(path: Path, text: bytes | str) -> Ledger:
     from pydantic import ValidationError
 
     try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         data = json.loads(text)
+    except UnicodeDecodeError:
+        raise LedgerError(f"{path}: no ledger: its text is not UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise LedgerError(f"{path}: no ledger: {error}") from None
     version = data.get("format") if isinstance(data, dict) else None
@@ -120,11 +152,34 @@ def as_ledger(path: Path, text: bytes | str) -> Ledger:
     if not isinstance(data, dict) or version is None:
         raise LedgerError(f"{path}: no ledger: it has no 'format'")
     try:
-        return _adapter().validate_json(text, strict=True)
+        ledger = _adapter().validate_json(text, strict=True)
     except ValidationError as error:
-        wrong = [f"  {_place(found['loc'])}: {found['msg'].lower()}" for found in error.errors(include_url=False)]
-        more = [f"  and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
-        raise LedgerError("\n".join([f"{path}: no valid ledger", *wrong[:_SHOWN], *more])) from None
+        wrong = [f"{_place(found['loc'])}: {found['msg'].lower()}" for found in error.errors(include_url=False)]
+    else:
+        wrong = list(_beyond(ledger, ()))
+        if not wrong:
+            return ledger
+    more = [f"  and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
+    raise LedgerError("\n".join([f"{path}: no valid ledger", *(f"  {line}" for line in wrong[:_SHOWN]), *more]))
+
+
+def _beyond(facts: object, place: tuple[int | str, ...]) -> Iterator[str]:
+    """Numbers that nobody can have used or paid, with which no arithmetic is worth trying."""
+    if dataclasses.is_dataclass(facts):
+        for field in dataclasses.fields(facts):
+            # What tools were given and requests held is anybody's.
+            if field.name not in ("args", "request", "outline"):
+                yield from _beyond(getattr(facts, field.name), (*place, field.name))
+    elif isinstance(facts, Mapping):
+        for key, value in facts.items():
+            yield from _beyond(value, (*place, key))
+    elif isinstance(facts, tuple):
+        for index, value in enumerate(facts):
+            yield from _beyond(value, (*place, index))
+    elif isinstance(facts, int | Decimal) and not isinstance(facts, bool) and place[-1] != "step":
+        digits = len(str(facts)) if isinstance(facts, int) else max(abs(facts.adjusted()), len(facts.as_tuple().digits))
+        if facts < 0 or digits > _DIGITS:
+            yield f"{_place(place)}: is no number of tokens or USD that anybody has used"
 
 
 def _place(location: Sequence[int | str]) -> str:

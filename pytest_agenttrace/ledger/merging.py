@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def merge(shards: Mapping[Path, Ledger]) -> Ledger:
     """One ledger of several, by their files: the shards together are the whole suite.
 
     A test that two shards have run counts once where both say the same; one that a shard has not run is not missing
-    where another has. What shards have used of a limit of the whole run is added up, where all of them have it.
+    where another has. A limit of the whole run that all shards have holds for all tests together.
     Raises `LedgerError` where shards contradict each other: a test with two results, other versions.
     """
     runs = {path: ledger.run for path, ledger in shards.items()}
@@ -27,7 +27,7 @@ def merge(shards: Mapping[Path, Ledger]) -> Ledger:
         stopped="; ".join(stopped) or None,
         not_run=tuple(sorted({test for run in runs.values() for test in run.not_run} - tests.keys())),
         broken=tuple(sorted({file for run in runs.values() for file in run.broken})),
-        budgets=_budgets([run.budgets for run in runs.values()]),
+        budgets=_budgets([run.budgets for run in runs.values()], tests),
         findings=tuple(dict.fromkeys(finding for run in runs.values() for finding in run.findings)),
     )
     return Ledger(1, _versions(shards), run, tests, _times([ledger.times for ledger in shards.values()]))
@@ -44,18 +44,21 @@ def _tests(shards: Mapping[Path, Ledger]) -> dict[str, TestFacts]:
     return tests
 
 
-def _budgets(shards: Sequence[Sequence[BudgetFacts]]) -> tuple[BudgetFacts, ...]:
+def _budgets(shards: Sequence[Sequence[BudgetFacts]], tests: Mapping[str, TestFacts]) -> tuple[BudgetFacts, ...]:
+    """The limits of the whole run that all shards have, and what all tests have used of them: each test once, whichever
+    shards have run it."""
     limits = [(budget.metric, budget.limit) for budgets in shards for budget in budgets]
     of_all = [limit for limit in dict.fromkeys(limits) if limits.count(limit) == len(shards)]
-    return tuple(BudgetFacts(None, *limit, _used(shards, limit)) for limit in of_all)
+    return tuple(BudgetFacts(None, *limit, _used(limit[0], tests.values())) for limit in of_all)
 
 
-def _used(shards: Sequence[Sequence[BudgetFacts]], limit: tuple[str, int | Decimal]) -> int | Decimal | None:
-    """What all shards have used of a limit; unknown where that of one is."""
-    used = [budget.used for budgets in shards for budget in budgets if (budget.metric, budget.limit) == limit]
+def _used(metric: str, tests: Iterable[TestFacts]) -> int | Decimal | None:
+    """Unknown where that of one test is, unless it has asked nothing."""
+    asked = [facts for facts in tests if facts.calls or facts.nodes or facts.outline]
+    used = [facts.cost if metric == "cost" else facts.tokens for facts in asked]
     with exact_decimals():
         total = None if None in used else sum((Decimal(part) for part in used if part is not None), Decimal(0))
-    return total if total is None or limit[0] == "cost" else int(total)
+    return total if total is None or metric == "cost" else int(total)
 
 
 def _versions(shards: Mapping[Path, Ledger]) -> dict[str, str]:

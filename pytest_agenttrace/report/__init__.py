@@ -6,6 +6,7 @@ from pytest_agenttrace.report.baseline import new_baseline, why_not
 from pytest_agenttrace.report.comparing import TOLERANCE, compare
 from pytest_agenttrace.report.differences import LEVELS, Comparison, Difference, Level, Row, Spent
 from pytest_agenttrace.report.junit import properties
+from pytest_agenttrace.report.limits import exceeded, overrun
 from pytest_agenttrace.report.markdown import as_markdown, of_one_ledger
 from pytest_agenttrace.report.plainjson import as_json
 from pytest_agenttrace.report.pull_request import SUMMARY, append_summary, error_annotations
@@ -32,9 +33,11 @@ __all__ = [
     "as_text",
     "compare",
     "error_annotations",
+    "exceeded",
     "judge",
     "new_baseline",
     "of_one_ledger",
+    "overrun",
     "properties",
     "read_tolerance",
     "read_traffic",

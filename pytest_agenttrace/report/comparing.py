@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from pytest_agenttrace.ledger import Ledger, TestFacts
-from pytest_agenttrace.report.cost import added, rows_of, total_of
+from pytest_agenttrace.report.cost import added, known_part, rows_of, total_of
 from pytest_agenttrace.report.differences import LEVELS, Comparison, Difference, Found, Row, Spent, Tests
 from pytest_agenttrace.report.growth import growth, judged_rows
 from pytest_agenttrace.report.limits import budgets
@@ -45,9 +45,9 @@ def compare(old: Ledger, new: Ledger, tolerance: Decimal = TOLERANCE) -> Compari
     for test, was in pairs.old.items():
         now = pairs.new[test]
         names = renamed_nodes(was, now)
-        for one, other in names.items():
-            if one.rpartition("|")[0] not in names:
-                text = f"node {one!r} is {other!r} now, and did what it did"
+        for before, other in names.items():
+            if before.rpartition("|")[0] not in names:
+                text = f"node {before!r} is {other!r} now, and did what it did"
                 found.setdefault(Found("breaking", "node renamed", other, text), []).append(test)
         was = renamed(was, names)
         of_both = rows_of(test, was, now) if _comparable(was, now) else []
@@ -57,6 +57,8 @@ def compare(old: Ledger, new: Ledger, tolerance: Decimal = TOLERANCE) -> Compari
             rows += of_both
             judged += [row for row in judged_rows(of_both) if not _fell_by_failing(row, now)]
             requests.compare(test, was, now)
+            for one in known_part(was, now, tolerance):
+                found.setdefault(one, []).append(test)
     gone, stayed_away = _gone(pairs, new)
     differences = [
         *(_of_tests(one, tests, rows) for one, tests in found.items()),
@@ -99,7 +101,7 @@ def _comparable(old: TestFacts, new: TestFacts) -> bool:
 
 def _inside(old: TestFacts, new: TestFacts) -> Iterator[Found]:
     yield from deeds(old, new)
-    yield from budgets(old.budgets, new.budgets)
+    yield from budgets(old.budgets, new.budgets, ended=new.outcome not in FAILING)
 
 
 def _fell_by_failing(row: Row, new: TestFacts) -> bool:
@@ -190,6 +192,10 @@ def _obstacles(old: Ledger, new: Ledger, pairs: _Paired) -> Iterator[str]:
         yield "the new ledger has no tests"
     elif not pairs.old:
         yield "the new ledger has none of the old one's tests"
+    elif all(pairs.new[test].outcome == "skipped" for test in pairs.old) and any(
+        facts.outcome != "skipped" for facts in pairs.old.values()
+    ):
+        yield "all tests were skipped in the new run: nothing to compare"
     if new.run.stopped is not None:
         left = counted(len(new.run.not_run), "test")
         yield f"the new run was stopped ({new.run.stopped}): {left} not run, nobody can vouch for them"

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from decimal import Decimal
 
+from pytest_agenttrace.calls import CHAT_METHODS
 from pytest_agenttrace.ledger import BilledFacts, CallFacts, NodeFacts, TestFacts, UsageFacts
-from pytest_agenttrace.report.differences import Row, Spent
+from pytest_agenttrace.report.differences import Found, Level, Row, Spent
 from pytest_agenttrace.usage import exact_decimals, format_usd
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "added",
     "cost_change",
     "grew",
+    "known_of",
+    "known_part",
     "rate_changes",
     "rows_of",
     "spent_of_node",
@@ -62,23 +65,47 @@ def total_of(facts: TestFacts) -> Spent:
 
 
 def _outside(facts: TestFacts) -> Spent | None:
-    """What is in the sum of a test and in none of its nodes."""
-    inner = [spent for node, there in facts.nodes.items() if "|" not in node and (spent := spent_of_node(there))]
-    whole, nodes = total_of(facts), added(inner)
-    if whole.tokens is None or nodes.tokens is None or whole.tokens <= nodes.tokens:
-        return None
-    with exact_decimals():
-        cost = None if whole.cost is None or nodes.cost is None else whole.cost - nodes.cost
-    usage = UsageFacts(**{f.name: _less(getattr(whole.usage, f.name), getattr(nodes.usage, f.name)) for f in _PARTS})
-    calls = sum(call.node is None for call in facts.calls)
-    return Spent(whole.tokens - nodes.tokens, usage, cost, calls)
+    """What calls have used that no node has made; None where there are none."""
+    calls = [call for call in facts.calls if call.node is None]
+    return known_of(calls) if any(_counts(call) for call in calls) else None
+
+
+def known_of(calls: Sequence[CallFacts]) -> Spent:
+    """The sum of calls: unknown where an answer of a model reports nothing."""
+    counted = [call for call in calls if _counts(call)]
+    parts = [Spent(_total(call.usage), call.usage or UsageFacts(), call.cost, 1) for call in counted]
+    return added(parts)
+
+
+def _total(usage: UsageFacts | None) -> int | None:
+    return None if usage is None else usage.total_tokens
+
+
+def _counts(call: CallFacts) -> bool:
+    """Whether a call is one that is billed: errors are not, nor are counting tokens, files and caches."""
+    answered = call.status is not None and 200 <= call.status < 300
+    return answered and (call.usage is not None or call.method in CHAT_METHODS)
+
+
+def known_part(old: TestFacts, new: TestFacts, tolerance: Decimal) -> Iterator[Found]:
+    """Growth of what is known of nodes whose sums are unknown in both runs: a call that reports nothing hides none."""
+    for node, was in old.nodes.items():
+        now = new.nodes.get(node)
+        if now is None or was.tokens is not None or now.tokens is not None:
+            continue
+        before, after = (_known_tokens(_calls(facts, node)) for facts in (old, new))
+        if before == after:
+            continue
+        level: Level = "cost" if grew(before, after, tolerance) else "informational"
+        text = f"{node}: tokens unknown as before, of those known {before:,} -> {after:,}"
+        yield Found(level, "known tokens", node, text)
+
+
+def _known_tokens(calls: Sequence[CallFacts]) -> int:
+    return sum(total for call in calls if (total := _total(call.usage)) is not None)
 
 
 _PARTS = fields(UsageFacts)
-
-
-def _less(whole: int | None, part: int | None) -> int | None:
-    return whole if part is None else None if whole is None else whole - part
 
 
 def _calls(facts: TestFacts, node: str) -> list[CallFacts]:

@@ -33,13 +33,15 @@ def _amount(budget: BudgetFacts, value: int | Decimal) -> str:
     return usd(Decimal(value)) if budget.metric == "cost" else tokens(int(value))
 
 
-def budgets(old: Iterable[BudgetFacts], new: Iterable[BudgetFacts]) -> Iterator[Found]:
-    """A budget now exceeded breaks; one that the old run had exceeded already is only told."""
+def budgets(old: Iterable[BudgetFacts], new: Iterable[BudgetFacts], *, ended: bool = True) -> Iterator[Found]:
+    """A budget now exceeded breaks; one that the old run had exceeded already is only told. Those of a test that has
+    failed (`ended` False) are not judged, which is no news of theirs."""
     was = {(budget.node, budget.metric): budget for budget in old}
     now = {(budget.node, budget.metric): budget for budget in new}
     for key, budget in now.items():
         before = was.get(key)
-        yield from _judged(before, budget)
+        if ended or budget.used is not None:
+            yield from _judged(before, budget)
         if before is not None and before.limit != budget.limit:
             yield _moved(before, budget)
     for key, budget in was.items():

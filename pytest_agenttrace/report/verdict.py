@@ -55,7 +55,7 @@ def read_tolerance(text: str) -> Decimal:
         value = Decimal(text.strip().removesuffix("%").strip())
     except InvalidOperation:
         value = Decimal("NaN")
-    if not value.is_finite() or value < 0:
+    if not value.is_finite() or value < 0 or value > 1_000_000:
         raise ValueError(f"{text!r} is no tolerance: give percent, such as 10%")
     return value
 
