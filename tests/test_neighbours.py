@@ -246,9 +246,9 @@ CUT = """\
 def test_timeouts_by_signal_and_by_thread_and_reruns(project: Path) -> None:
     (project / "test_timed.py").write_text(TIMED)
     ran = run(project, "-n", "1", "-p", "no:randomly")
-    told = ran.out.rpartition("short test summary info")[2]
+    listed = ran.out.rpartition("short test summary info")[2]
     # How wide the rule is depends on how long the run took.
-    assert re.sub(r"=+ (.*) in \d.*=", r"\1", told).split("\n")[1:] == [
+    assert re.sub(r"=+ (.*) in \d.*=", r"\1", listed).split("\n")[1:] == [
         "FAILED test_timed.py::test_slow - Failed: Timeout (>4.0s) from pytest-timeout.",
         "FAILED test_timed.py::test_slow_then_over - Failed: run 4,601 tokens > 4,600 ...",
         "FAILED test_timed.py::test_killed - worker 'gw0' crashed while running 'test_...",

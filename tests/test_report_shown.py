@@ -215,7 +215,7 @@ def test_a_run_without_a_baseline() -> None:
     assert of_one_ledger(ledger({"t::a": over, "t::b": article()})) == (
         "### agenttrace: 2 tests, 5,000 tokens, `$0.0059`, 1 budget exceeded\n"
         "\n"
-        "- `research 1,500 tokens > 1,000 (+500)`\n"
+        "- `research 1,500 tokens > 1,000 (+500)` in `t::a`\n"
         "\n"
         "| node | tests | calls | tokens | cost |\n"
         "|---|--:|--:|--:|--:|\n"

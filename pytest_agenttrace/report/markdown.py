@@ -152,14 +152,19 @@ def of_one_ledger(ledger: Ledger, traffic: Traffic | None = None) -> str:
     """A run without a baseline: what it used and cost, its dearest nodes, and the budgets it exceeds."""
     tests = ledger.tests
     total = added(total_of(facts) for facts in tests.values())
-    over = [budget for facts in tests.values() for budget in facts.budgets if exceeded(budget)]
-    over += [budget for budget in ledger.run.budgets if exceeded(budget)]
+    over = [
+        f"{code(overrun(budget))} in {code(test)}"
+        for test, facts in tests.items()
+        for budget in facts.budgets
+        if exceeded(budget)
+    ]
+    over += [f"whole {code(overrun(budget))}" for budget in ledger.run.budgets if exceeded(budget)]
     said = f", {counted(len(over), 'budget')} exceeded" if over else ""
     used = f"{tokens(total.tokens)} tokens, {code(usd(total.cost))}"
     lines = [f"### agenttrace: {counted(len(tests), 'test')}, {used}{said}"]
     if ledger.run.stopped is not None:
         lines += ["", f"The run was stopped: {code(ledger.run.stopped)}"]
-    lines += ["", *(f"- {code(overrun(budget))}" for budget in over)] if over else []
+    lines += ["", *(f"- {line}" for line in over)] if over else []
     nodes: dict[str, list[Spent]] = {}
     for facts in tests.values():
         for node, of_it in facts.nodes.items():
