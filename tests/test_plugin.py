@@ -800,12 +800,18 @@ def test_junit(shared: Session) -> None:
         overruns = "research 3,534 tokens > 2,000 (+1,534)\nrun $0.0061565 > $0.005 (+$0.0011565)"
         assert (failure.get("message"), failure.text) == (f"Failed: {overruns}", overruns)
     if "test_asserts::test_all_hold" in cases:
-        properties = [p.attrib for p in cases["test_asserts::test_all_hold"].iter("property")]
-        assert properties == [
-            {"name": "tokens", "value": "4601"},
-            {"name": "cost", "value": "0.0061565"},
-            {"name": "of one node", "value": "1067"},
-        ]
+        found = {p.attrib["name"]: p.attrib["value"] for p in cases["test_asserts::test_all_hold"].iter("property")}
+        assert found == {
+            "tokens": "4601",
+            "cost": "0.0061565",
+            "of one node": "1067",
+            "agenttrace.tokens": "4601",
+            "agenttrace.cost_usd": "0.0061565",
+            "agenttrace.node.research.tokens": "3534",
+            "agenttrace.node.research.cost_usd": "0.0047364",
+            "agenttrace.node.write.tokens": "1067",
+            "agenttrace.node.write.cost_usd": "0.0014201",
+        }
 
 
 # What is left behind
