@@ -86,7 +86,9 @@ def test_reads(article):
 
 
 def project_of(folder: Path, source: str = TESTS) -> Path:
-    (folder / "conftest.py").unlink()
+    # A suite that runs in the background may be deaf to Ctrl-C, and its children with it.
+    deaf = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    (folder / "conftest.py").write_text(deaf)
     (folder / "test_it.py").write_text(source)
     shutil.copy(folder / "app.yaml", folder / "own.yaml")
     return folder
