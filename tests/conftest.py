@@ -23,11 +23,13 @@ def clean_environment() -> dict[str, str]:
         "GITHUB_ACTIONS",
         "GITHUB_STEP_SUMMARY",
     )
-    return {
+    kept = {
         name: value
         for name, value in os.environ.items()
         if name not in hidden and not name.startswith(("PYTEST_XDIST", "MLFLOW_"))
     }
+    # A neighbour that is installed to be tested with: tests in a run of ours keep their order.
+    return kept | {"PYTEST_ADDOPTS": "-p no:randomly"}
 
 
 _PROPERTY = "recorded exchanges, "

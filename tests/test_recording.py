@@ -288,7 +288,12 @@ def test_options_that_cannot_be_meant(options: dict[str, Any], said: str) -> Non
     def given(name: str) -> Any:
         return options.get(name.removeprefix("agenttrace_"))
 
-    config: Any = SimpleNamespace(getoption=given, getini=lambda name: given(name) or "")
+    given_or = {"agenttrace_keep": "failed"}
+    config: Any = SimpleNamespace(
+        getoption=lambda name: given(name) or given_or.get(name),
+        getini=lambda name: given(name) or "",
+        rootpath=Path("nowhere"),
+    )
     with pytest.raises(OptionError) as caught:
         check_options(config)
     assert str(caught.value).startswith(said)
