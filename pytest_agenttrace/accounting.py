@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace.collect import BUDGETS, LIMITS
-from pytest_agenttrace.options import run_limits_of
+from pytest_agenttrace.options import ledger_of, run_limits_of, wants_gate
 from pytest_agenttrace.session import Session
 from pytest_agenttrace.testrun import Run
 
@@ -21,20 +21,25 @@ if TYPE_CHECKING:
 
 __all__ = ["WANTED", "Accountant", "Wanted", "wanted_of"]
 
-_TESTS_FAILED = 1
 _OURS = {"agent_trace", "agent_run"}
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the end of a run asks of each test: its bill, its use of each limit, the nodes it ran."""
+    """What the end of a run asks of each test: its bill, for the `sums` of those that traced or for a budget of all
+    (`bills`), its use of each limit, the nodes it ran, and all its `facts`, for a ledger, a gate or as `properties` of
+    JUnit's XML. Settled before the first test: nothing that a test does to files or the environment changes it."""
 
+    facts: bool
+    properties: bool
+    sums: bool
     bills: bool
     uses: bool
     nodes: bool
 
     @property
-    def any(self) -> bool:
+    def judged(self) -> bool:
+        """Whether anything is judged or told of it beside the sums."""
         return self.bills or self.uses or self.nodes
 
     def of(self, item: pytest.Item, run: Run) -> dict[str, Any]:
@@ -49,8 +54,8 @@ class Wanted:
     def of_run(self, run: Run) -> dict[str, Any]:
         """The same of a run that several tests read."""
         told: dict[str, Any] = {}
-        if self.bills:
-            told["bill"] = run.bill()
+        if self.sums or self.bills:
+            told["bill"] = run.bill(untraced=self.bills)
         if self.nodes:
             told["nodes"] = run.nodes()
         return told
@@ -64,7 +69,17 @@ def wanted_of(config: pytest.Config) -> Wanted:
     budgets = config.stash[BUDGETS]
     nodes = budgets is not None and bool(budgets.nodes)
     listed = config.get_verbosity() > 0 or bool(config.getoption("agenttrace_slack"))
-    return Wanted(bool(run_limits_of(config, budgets)), listed or nodes, nodes)
+    # JUnit's XML alone takes properties; other reporters are not given them.
+    properties = bool(config.getoption("xmlpath", None))
+    facts = ledger_of(config) is not None or wants_gate(config) or properties
+    return Wanted(
+        facts=facts and not config.option.collectonly,
+        properties=properties,
+        sums=config.get_verbosity() >= 0,
+        bills=bool(run_limits_of(config, budgets)),
+        uses=listed or nodes,
+        nodes=nodes,
+    )
 
 
 def _unjudged(item: pytest.Item) -> tuple[Use, ...]:
@@ -95,12 +110,10 @@ class Accountant:
             return
         from pytest_agenttrace.runbudget import judge_run
 
-        part = self._part()
         found = self._session
+        part = found.part(self._config.rootpath)
         found.run_uses, over = judge_run(self._limits, found.bills, part)
-        found.alarms += over
-        if over and session.exitstatus == 0:
-            session.exitstatus = _TESTS_FAILED
+        found.alarm(over, session)
         found.notes += self._notes(part)
 
     def _notes(self, part: str | None) -> Iterator[str]:
@@ -119,11 +132,3 @@ class Accountant:
             for node, source in budgets.nodes.items():
                 if node not in found.nodes:
                     yield f"{source}: no test has run a node {node!r}"
-
-    def _part(self) -> str | None:
-        """Why not all tests were run."""
-        if self._session.partial is not None or not self._session.folders:
-            return self._session.partial
-        root = self._config.rootpath.resolve()
-        shown = [f.relative_to(root).as_posix() if f.is_relative_to(root) else str(f) for f in self._session.folders]
-        return f"only {', '.join(shown)} was run"

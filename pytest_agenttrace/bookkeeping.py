@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from pytest_agenttrace.collect import SESSION
-from pytest_agenttrace.results import Results
 from pytest_agenttrace.session import Session
 from pytest_agenttrace.testrun import Run
 
@@ -24,7 +23,7 @@ __all__ = ["FACTS", "Bookkeeper", "outcome_of"]
 
 # An attribute of reports: names, and the facts of each.
 FACTS = "agenttrace_facts"
-_INTERRUPTED, _INTERNAL_ERROR, _TESTS_FAILED = 2, 3, 1
+_INTERRUPTED, _INTERNAL_ERROR = 2, 3
 
 
 def ungrouped(nodeid: str) -> str:
@@ -61,12 +60,14 @@ class Bookkeeper:
         self._session = session
         self._root = root
         self._ledger = ledger
+        from pytest_agenttrace.results import Results
+
         self.results = Results()
         self._trouble: list[str] = []
-        if ledger is not None:
+        if ledger is not None and ledger.is_file():
             # One of an earlier run would be taken for this one's, should this one die.
             with suppress(OSError):
-                ledger.unlink()
+                ledger.resolve().unlink()
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.results.collected |= dict.fromkeys(item.nodeid for item in getattr(session, "items", ()))
@@ -97,17 +98,14 @@ class Bookkeeper:
             write_ledger(self._ledger, self.ledger(session, int(exitstatus)))
         except LedgerError as error:
             self._trouble.append(str(error))
-        if self._trouble:
-            self._session.alarms += self._trouble
-            if session.exitstatus == 0:
-                session.exitstatus = _TESTS_FAILED
+        self._session.alarm(self._trouble, session)
 
     def ledger(self, session: pytest.Session, exitstatus: int) -> Mapping[str, Any]:
-        """The results as they are now, as plain data."""
-        stopped = _stopped(session, exitstatus) or self._session.crashed
-        part = None if stopped else self._part()
+        """The results as they are now, to be written or read."""
         from pytest_agenttrace.ledger import BudgetFacts
 
+        stopped = _stopped(session, exitstatus) or self._session.crashed
+        part = None if stopped else self._session.part(self._root)
         budgets = [BudgetFacts(use.node, use.metric, use.limit, use.used) for use in self._session.run_uses]
         return self.results.ledger(stopped=stopped, part=part, budgets=budgets, findings=list(self._unused()))
 
@@ -119,15 +117,6 @@ class Bookkeeper:
         ways: tuple[tuple[list[str], Literal["failed", "warned"]], ...] = ((failing, "failed"), (warned, "warned"))
         for texts, judged in ways:
             yield from (FindingFacts("unused", None, text.partition("\n")[0], judged) for text in texts)
-
-    def _part(self) -> str | None:
-        if self._session.partial is not None or not self._session.folders:
-            return self._session.partial
-        shown = (
-            folder.relative_to(self._root).as_posix() if folder.is_relative_to(self._root) else str(folder)
-            for folder in self._session.folders
-        )
-        return f"only {', '.join(shown)} was run"
 
 
 def outcome_of(report: pytest.TestReport) -> str:

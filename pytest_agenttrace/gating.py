@@ -23,21 +23,10 @@ if TYPE_CHECKING:
     from pytest_agenttrace.ledger import Ledger
     from pytest_agenttrace.report import Traffic, Verdict
 
-__all__ = ["Gate", "properties_of", "wants_gate", "wants_properties"]
+__all__ = ["Gate", "properties_of"]
 
-_TESTS_FAILED = 1
-# Where GitHub Actions takes a step's summary from, and where its checkout lies.
-_SUMMARY, _ACTIONS, _WORKSPACE = "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS", "GITHUB_WORKSPACE"
-
-
-def wants_gate(config: pytest.Config) -> bool:
-    """Whether the run as a whole is compared, or told to GitHub."""
-    return baseline_of(config) is not None or bool(os.environ.get(_SUMMARY)) or os.environ.get(_ACTIONS) == "true"
-
-
-def wants_properties(config: pytest.Config) -> bool:
-    """Whether JUnit's XML is written, which takes a test's numbers as properties. Nobody else is given them."""
-    return bool(config.getoption("xmlpath", None))
+# Where GitHub Actions has its checkout.
+_WORKSPACE = "GITHUB_WORKSPACE"
 
 
 def properties_of(test: str, told: Sequence[tuple[str | None, str]]) -> list[tuple[str, object]]:
@@ -98,9 +87,9 @@ class Gate:
             self._alarm([text], session)
 
     def _finish(self, session: pytest.Session, exitstatus: int) -> None:
-        from pytest_agenttrace.ledger import as_ledger
+        from pytest_agenttrace.ledger import as_ledger, ledger_text
 
-        run = as_ledger(Path("this run"), json.dumps(self._bookkeeper.ledger(session, exitstatus)))
+        run = as_ledger(Path("this run"), ledger_text(self._bookkeeper.ledger(session, exitstatus)))
         verdict = self._compare(run)
         if verdict is not None and not self._update:
             self._tell(verdict, session)
@@ -153,9 +142,7 @@ class Gate:
             notes += [f"  {line}" for line in as_text(changed, all_names=self._config.get_verbosity() > 0)]
 
     def _alarm(self, lines: list[str], session: pytest.Session) -> None:
-        self._config.stash[SESSION].alarms += lines
-        if session.exitstatus == 0:
-            session.exitstatus = _TESTS_FAILED
+        self._config.stash[SESSION].alarm(lines, session)
 
     def _to_github(self, run: Ledger, verdict: Verdict | None) -> None:
         from pytest_agenttrace.report import append_summary, as_markdown, error_annotations, of_one_ledger

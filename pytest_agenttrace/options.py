@@ -36,6 +36,7 @@ __all__ = [
     "prices_of",
     "run_limits_of",
     "spending_of",
+    "wants_gate",
 ]
 
 
@@ -275,6 +276,12 @@ def baseline_of(config: pytest.Config) -> Path | None:
             f"  pytest --agenttrace-baseline {given} --agenttrace-update-baseline"
         )
     return path
+
+
+def wants_gate(config: pytest.Config) -> bool:
+    """Whether the run as a whole is compared, or told to GitHub, whose steps have these variables."""
+    told = bool(os.environ.get("GITHUB_STEP_SUMMARY")) or os.environ.get("GITHUB_ACTIONS") == "true"
+    return told or baseline_of(config) is not None
 
 
 def _only_looked_at(config: pytest.Config) -> bool:

@@ -20,7 +20,6 @@ from pytest_agenttrace.accounting import WANTED, Accountant, wanted_of
 from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told, outcome_of
 from pytest_agenttrace.collect import BUDGETS, LIMITS, SESSION, failed_by, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
-from pytest_agenttrace.gating import Gate, properties_of, wants_gate, wants_properties
 from pytest_agenttrace.opening import OPEN, PRICES, cassette_of, hold_back, opening_of, price_of
 from pytest_agenttrace.options import (
     ASCII,
@@ -36,6 +35,7 @@ from pytest_agenttrace.options import (
     max_age_of,
     mode_of,
     prices_of,
+    wants_gate,
 )
 from pytest_agenttrace.scoped import RUNS, AgentRun, Runs, told_of
 from pytest_agenttrace.session import Session
@@ -47,6 +47,7 @@ from pytest_agenttrace.usage import explain_comparison
 
 if TYPE_CHECKING:
     from pytest_agenttrace.capture import AgentTrace
+    from pytest_agenttrace.gating import Gate
     from pytest_agenttrace.gemini_server import GeminiServer
     from pytest_agenttrace.replay import GeminiCassette
     from pytest_agenttrace.store import MlflowStore
@@ -100,25 +101,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUNS] = Runs()
     config.pluginmanager.register(config.stash[RUNS], "agenttrace-runs")
     if not hasattr(config, "workerinput"):
-        if _wants_ledger(config):
+        if config.stash[WANTED].facts:
             bookkeeper = Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config))
             config.pluginmanager.register(bookkeeper, "agenttrace-ledger")
             if wants_gate(config):
                 config.pluginmanager.register(_gate(config, bookkeeper), "agenttrace-gate")
-        if config.stash[WANTED].any:
+        if config.stash[WANTED].judged:
             config.pluginmanager.register(Accountant(config, config.stash[SESSION]), "agenttrace-accounting")
         cassettes = config.rootpath / cassettes_of(config)
         config.pluginmanager.register(Summary(config, config.stash[SESSION], cassettes), "agenttrace-summary")
     config.stash[OPEN].enter_context(dummy_key(early_key(config) and mode_of(config) in ("replay", "adopt")))
 
 
-def _wants_ledger(config: pytest.Config) -> bool:
-    """Whether every test's facts are wanted, and not only what its summary needs."""
-    asked = ledger_of(config) is not None or wants_gate(config) or wants_properties(config)
-    return asked and not config.option.collectonly
-
-
 def _gate(config: pytest.Config, bookkeeper: Bookkeeper) -> Gate:
+    from pytest_agenttrace.gating import Gate
+
     try:
         return Gate(config, bookkeeper)
     except OptionError as error:
@@ -400,28 +397,29 @@ def pytest_runtest_makereport(
     report = yield
     report.user_properties = [(name, _plain(value)) for name, value in report.user_properties]
     run, runs = item.stash.get(_RUN, None), item.config.stash[RUNS]
-    verbosity = item.config.get_verbosity()
     if ended := runs.ended():
-        setattr(report, TOLD_OF_RUNS, told_of(ended, item.config.stash[WANTED].of_run, spent=verbosity >= 0))
+        setattr(report, TOLD_OF_RUNS, told_of(ended, item.config.stash[WANTED].of_run))
     if run is None:
         return report
-    if _wants_ledger(item.config):
+    wanted = item.config.stash[WANTED]
+    if wanted.facts:
         ours = not set(_FIXTURES).isdisjoint(getattr(item, "fixturenames", ()))
         held = [(held.known_as, held.run) for held in ended]
         facts = facts_told(item, run, held, report.when, ours=ours)
         setattr(report, FACTS, facts)
-        if wants_properties(item.config):
+        if wanted.properties:
+            from pytest_agenttrace.gating import properties_of
+
             report.user_properties += properties_of(item.nodeid, facts)
     if report.when == "teardown":
         if report.failed:
             report.sections += run.kept_at_last()
-        told_last = run.told_at_last(spent=verbosity >= 0) | item.config.stash[WANTED].of(item, run)
-        setattr(report, TOLD, told_last)
+        setattr(report, TOLD, run.told_at_last() | wanted.of(item, run))
     elif report.when == "call" or report.failed:
         how: dict[str, Any] = {
             "outcome": outcome_of(report),
             "drawn": bool(set("PA") & set(item.config.option.reportchars)),
-            "verbosity": verbosity,
+            "verbosity": item.config.get_verbosity(),
             "ascii_only": ascii_only(item.config),
             "shown": str(report.longrepr),
         }

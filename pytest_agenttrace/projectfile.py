@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -102,6 +101,8 @@ def path_of(keys: Sequence[Key]) -> str:
 
 
 def _loads(text: str) -> Any:
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError):  # the first: TOMLDecodeError, and a number of too many digits
@@ -132,6 +133,8 @@ def read_project(root: Path) -> ProjectFile | None:
         raise ProjectError([f"{NAME}: cannot be read: {error}"]) from None
     if not mentions_us(text):
         return None
+    import tomllib
+
     try:
         tool = tomllib.loads(text).get("tool")
     except (ValueError, RecursionError) as error:  # the first: TOMLDecodeError, and a number of too many digits

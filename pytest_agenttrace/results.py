@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 from time import perf_counter
 from typing import Any
@@ -33,6 +32,8 @@ def told_facts(facts: TestFacts) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that decide what is traced and what it costs."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {"python": python_version()}
     for name in _PACKAGES:
         try:
@@ -87,7 +88,7 @@ class Results:
         budgets: Sequence[BudgetFacts] = (),
         findings: Sequence[FindingFacts] = (),
     ) -> dict[str, Any]:
-        """The ledger of the run as plain data, to be written."""
+        """The ledger of the run, to be written."""
         tests = self.tests
         run = RunFacts(
             stopped=stopped,
@@ -102,5 +103,4 @@ class Results:
             seconds=round(perf_counter() - self._clock, 3),
             tests={test: round(self._seconds[test], 3) for test in tests if test in self._seconds},
         )
-        made = {"format": 1, "versions": versions(), "run": run, "tests": tests, "times": times}
-        return plain(made)  # type: ignore[no-any-return]  # a dict, as it was given
+        return {"format": 1, "versions": versions(), "run": run, "tests": tests, "times": times}

@@ -21,7 +21,7 @@ _METRICS = ("cost", "tokens")
 _DEAREST = 3
 
 # What one test has used, as plain data: `run` and each node with its tokens and USD as text, None where unknown, and
-# `why` they are.
+# `why` they are; `traced`.
 Bill = Mapping[str, Any]
 
 
@@ -55,18 +55,18 @@ def _whole(value: str) -> object:
         return value
 
 
-def bill_of(trace: Trace, price: Pricer) -> dict[str, Any]:
-    """What a test has used, to be carried. What has no price is no finding here."""
+def bill_of(trace: Trace, price: Pricer, *, traced: bool = True) -> dict[str, Any]:
+    """What a test has used, to be carried; `traced` where it has read a trace. What has no price is no finding here."""
     why: dict[str, str] = {}
     run = [_tokens(trace.llm_calls, why), _cost(trace.llm_calls, price, why)]
     by_node = trace.calls_by_node().items()
     nodes = {printable(node): [_tokens(calls, {}), _cost(calls, price, {})] for node, calls in by_node}
-    return {"run": run, "nodes": nodes, "why": why}
+    return {"run": run, "nodes": nodes, "why": why, "traced": traced}
 
 
 def unknown_bill(why: str) -> dict[str, Any]:
     """The bill of a test whose trace cannot be read."""
-    return {"run": [None, None], "nodes": {}, "why": dict.fromkeys(_METRICS, why)}
+    return {"run": [None, None], "nodes": {}, "why": dict.fromkeys(_METRICS, why), "traced": False}
 
 
 def _tokens(calls: Iterable[ModelCall], why: dict[str, str]) -> int | None:

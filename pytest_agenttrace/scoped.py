@@ -218,17 +218,14 @@ def _weighed(limits: Sequence[Limit], held: _Held) -> tuple[list[Use], list[Over
 RUNS = pytest.StashKey[Runs]()
 
 
-def told_of(
-    ended: Sequence[_Held], counted: Callable[[Run], dict[str, Any]], *, spent: bool
-) -> list[tuple[str, dict[str, Any]]]:
-    """What runs tell the end of the whole run, each under a name; `counted` what its budget asks of them."""
+def told_of(ended: Sequence[_Held], counted: Callable[[Run], dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """What runs tell the end of the whole run, each under a name; `counted` what its sums and budget ask of them."""
     told: list[tuple[str, dict[str, Any]]] = []
     for held in ended:
         facts = held.run.told(failed=held.run.failed)
         told.append((held.place.target, {"misses": facts.pop("misses")}))
-        told.append((held.place.name, facts | held.run.told_at_last(spent=False)))
-        used = {"spent": held.run.spent()} if spent else {}
-        if asked := used | counted(held.run):
+        told.append((held.place.name, facts | held.run.told_at_last()))
+        if asked := counted(held.run):
             told.append((held.known_as, asked))
     return told
 

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_agenttrace.environment import sweep_key
 from pytest_agenttrace.totals import Spent, read_spent
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CassetteUse", "Session"]
 
+_TESTS_FAILED = 1
 # Names and commands are listed up to here; `-v` lists all names.
 _NAMES, _NODES, _FILES = 5, 3, 5
 
@@ -68,6 +69,12 @@ class _Adopted:
     requests: set[tuple[str, int]] = field(default_factory=set)
 
 
+class Run(Protocol):
+    """A pytest run, of which only the exit status is anybody's business here."""
+
+    exitstatus: int
+
+
 class Session:
     """One pytest process, and on xdist's controller the whole run.
 
@@ -88,9 +95,7 @@ class Session:
         self.late: list[str] = []
         self.warned: dict[str, int] = {}
         self.forgiven: dict[str, int] = {}
-        # What each test has used, the last time it ran.
-        self.spent: dict[str, Spent] = {}
-        # The same for the budget of the run, and what each has used of its limits: see `runbudget` and `limits_used`.
+        # What each test has used, the last time it ran, and of its limits: see `runbudget` and `limits_used`.
         self.bills: dict[str, Mapping[str, Any]] = {}
         self.uses: dict[str, Sequence[Use]] = {}
         self.run_uses: Sequence[Use] = ()
@@ -157,12 +162,10 @@ class Session:
 
     def tell(self, test: str, told: Mapping[str, Any]) -> None:
         """What one test's report carries: kinds `warned` of and `forgiven`, `misses` (edit, node, cause, advice),
-        `spent`, `bill`, `uses`, `nodes`, `cassette`, `costs`."""
+        `bill`, `uses`, `nodes`, `cassette`, `costs`."""
         for counts, kinds in ((self.warned, told.get("warned", ())), (self.forgiven, told.get("forgiven", ()))):
             for kind in kinds:
                 counts[kind] = counts.get(kind, 0) + 1
-        if "spent" in told:
-            self.spent[test] = read_spent(told["spent"])
         if told.get("bill"):
             self.bills[test] = told["bill"]
         if "uses" in told:
@@ -188,10 +191,29 @@ class Session:
             use = CassetteUse(*told["cassette"])
             self._uses.setdefault(use.path, {})[test] = use
 
+    @property
+    def spent(self) -> dict[str, Spent]:
+        """What each trace has used."""
+        traced = {test: bill for test, bill in self.bills.items() if bill["traced"]}
+        return {test: read_spent({"": bill["run"], **bill["nodes"]}) for test, bill in traced.items()}
+
     def forget(self, test: str) -> None:
         """A test runs again: what it has used before counts no more."""
         self.bills.pop(test, None)
         self.uses.pop(test, None)
+
+    def part(self, root: Path) -> str | None:
+        """Why the run is not the whole suite of a project; None where it is."""
+        if self.partial is not None or not self.folders:
+            return self.partial
+        return f"only {', '.join(_below(folder, root.resolve()) for folder in self.folders)} was run"
+
+    def alarm(self, lines: Iterable[str], run: Run) -> None:
+        """Say at the end what fails the run, and fail it."""
+        told = list(lines)
+        self.alarms += told
+        if told and run.exitstatus == 0:
+            run.exitstatus = _TESTS_FAILED
 
     def knows_all(self, cassette: Path) -> bool:
         """Whether all tests that may use a cassette were to run: its folder, and with it theirs, was."""
@@ -277,8 +299,11 @@ def _unused_text(path: str, tests: Sequence[str], left: Sequence[str]) -> str:
 
 
 def _shown(path: Path) -> str:
-    here = Path.cwd()
-    return path.relative_to(here).as_posix() if path.is_relative_to(here) else str(path)
+    return _below(path, Path.cwd())
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _replies(left: Sequence[str]) -> str:

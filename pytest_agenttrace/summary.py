@@ -105,12 +105,8 @@ class Summary:
             yield f"{shown} was recorded {days} days ago: older than agenttrace_max_age"
 
     def _unused_cassettes(self) -> Iterator[str]:
-        if self._session.partial is not None:
-            yield f"cassettes no test used: not known, {self._session.partial}"
-            return
-        if self._session.folders:
-            only = ", ".join(_shown(folder, self._config.rootpath) for folder in self._session.folders)
-            yield f"cassettes no test used: not known, only {only} was run"
+        if (part := self._session.part(self._config.rootpath)) is not None:
+            yield f"cassettes no test used: not known, {part}"
             return
         root, used = self._config.rootpath, self._session.used()
         files = [path for path in sorted(self._cassettes.rglob("*.yaml")) if not path.name.endswith(".partial.yaml")]

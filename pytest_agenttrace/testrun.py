@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_agenttrace.session import CassetteUse
-from pytest_agenttrace.settings import Settings
+from pytest_agenttrace.settings import Finding, Settings
 
 if TYPE_CHECKING:
     from pytest_agenttrace.budget import Limit, Use
@@ -173,9 +173,7 @@ class Run:
         path = self.cassette.path if self.cassette is not None else None
         return dataclasses.replace(
             facts,
-            cassette=None
-            if path is None
-            else (path.relative_to(root) if path.is_relative_to(root) else path).as_posix(),
+            cassette=None if path is None else _below(path, root),
             findings=self._found(scratch),
             budgets=self._weighed(),
         )
@@ -200,36 +198,33 @@ class Run:
         """What the witnesses disagreed on, and what became of it."""
         from pytest_agenttrace.ledger import FindingFacts
 
-        if self.verdict is None:
-            return ()
-        tolerance = (self.settings or Settings()).tolerance
-        failed, warned = tolerance.failing(self.verdict.findings), self.verdict.warned
         found = (
             FindingFacts(
-                finding.kind,
-                finding.node,
-                finding.text.partition("\n")[0].replace(str(scratch), "..."),
-                "failed" if finding in failed else "warned" if finding in warned else "allowed",
+                finding.kind, finding.node, finding.text.partition("\n")[0].replace(str(scratch), "..."), judged
             )
-            for finding in self.verdict.findings
+            for finding, judged in self._findings()
         )
         return tuple(sorted(found, key=lambda fact: (fact.kind, fact.node or "", fact.text)))
+
+    def _findings(self) -> Iterator[tuple[Finding, Literal["failed", "warned", "allowed"]]]:
+        if self.verdict is None:
+            return
+        failed = (self.settings or Settings()).tolerance.failing(self.verdict.findings)
+        for finding in self.verdict.findings:
+            yield finding, "failed" if finding in failed else "warned" if finding in self.verdict.warned else "allowed"
 
     # What the reports tell.
 
     def told(self, *, failed: bool) -> dict[str, Any]:
         """What the call's report carries to the end of the run."""
-        warned = [finding.kind for finding in self.verdict.warned] if self.verdict is not None else []
+        findings = list(self._findings())
         # What a test allows, or expects, is no news at the end.
         misses = self.cassette.misses if failed and self.cassette is not None else ()
         told: dict[str, Any] = {
-            "warned": warned,
+            "warned": [finding.kind for finding, judged in findings if judged == "warned"],
+            "forgiven": [finding.kind for finding, judged in findings if judged == "allowed"],
             "misses": [[miss.edit, miss.caller.node, miss.cause, miss.advice] for miss in misses],
         }
-        if self.verdict is not None:
-            tolerance = (self.settings or Settings()).tolerance
-            judged = [*tolerance.failing(self.verdict.findings), *self.verdict.warned]
-            told["forgiven"] = [finding.kind for finding in self.verdict.findings if finding not in judged]
         if not failed and self._incomplete is not None:  # a failure shows it by itself
             told["incomplete"] = self._incomplete
         if differences := self._cost_differences():
@@ -247,31 +242,20 @@ class Run:
         except StoreError:  # told as the test's own failure
             return []
 
-    def spent(self) -> dict[str, list[int | str | None]]:
-        """Tokens and USD by node, and under "" of the whole test, as a report carries them; nothing where nobody has
-        read a trace."""
-        from pytest_agenttrace.ledger import plain, spent_by
-        from pytest_agenttrace.store import StoreError
-
-        try:
-            trace = self.trace.peek() if self.trace is not None else None
-        except StoreError:  # told as the test's own failure
-            trace = None
-        spent: dict[str, list[int | str | None]] = plain({} if trace is None else spent_by(trace, self._price))
-        return spent
-
-    def bill(self) -> dict[str, Any]:
-        """What the test has used, for the budget of the run; empty where it asked for nothing."""
+    def bill(self, *, untraced: bool) -> dict[str, Any]:
+        """What the test has used; empty where it asked for nothing, and where it only sent and did not trace, unless
+        that is wanted too (`untraced`)."""
         from pytest_agenttrace.runbudget import bill_of, unknown_bill
         from pytest_agenttrace.store import StoreError
 
-        if self.idle:
+        traced = self.trace is not None
+        if self.idle or not (traced or untraced):
             return {}
         try:
             trace = self._seen()
-        except StoreError as error:
-            return unknown_bill(str(error))
-        return {} if trace is None else bill_of(trace, self._price)
+        except StoreError as error:  # told as the test's own failure
+            return unknown_bill(str(error)) if untraced else {}
+        return {} if trace is None else bill_of(trace, self._price, traced=traced)
 
     def nodes(self) -> list[str]:
         """The nodes that ran, at any depth."""
@@ -283,8 +267,8 @@ class Run:
             trace = None
         return [] if trace is None else sorted({execution.node for execution in trace.below()})
 
-    def told_at_last(self, *, spent: bool) -> dict[str, Any]:
-        """What the teardown's report carries; `spent` where somebody asks what was used."""
+    def told_at_last(self) -> dict[str, Any]:
+        """What the teardown's report carries."""
         told: dict[str, Any] = {}
         if self.keep == "all" and self.kept is not None and not self.kept.empty:  # a failure names its own
             told["kept"] = str(self.kept.path.parent)
@@ -293,8 +277,6 @@ class Run:
         from pytest_agenttrace.rerecord import made
 
         told["cassette"] = self.use.plain()
-        if spent:
-            told["spent"] = self.spent()
         if self.cassette.recording:
             told["recorded"] = made(self.cassette, self._price).plain()
         elif self.max_age is not None and (days := self.cassette.age) is not None and days > self.max_age:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -350,3 +352,12 @@ def test_a_name_the_package_does_not_have() -> None:
     with pytest.raises(AttributeError) as caught:
         _ = pytest_agenttrace.nothing
     assert str(caught.value) == "module 'pytest_agenttrace' has no attribute 'nothing'"
+
+
+def test_the_plugin_loads_no_room_that_a_run_may_not_need() -> None:
+    rooms = ("ledger", "report", "workflow", "prices", "replay", "store", "gating", "results", "projectfile")
+    code = "import sys, pytest_agenttrace.plugin; print(*(name for name in sys.modules if name.count('.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[1] for name in done.stdout.split() if name.startswith("pytest_agenttrace.")}
+    assert sorted(loaded & set(rooms)) == []
+    assert "accounting" in loaded, "the guard sees nothing"

@@ -35,7 +35,6 @@ from pytest_agenttrace.ledger import (
     merge,
     plain,
     read_ledger,
-    spent_by,
     write_ledger,
 )
 from pytest_agenttrace.ledger.file import generated_schema, shipped_schema
@@ -154,14 +153,6 @@ def test_two_runs_in_one_test_have_no_edge_between_them() -> None:
     facts = facts_of(built(run), dollar_per_million)
     assert facts.trajectory == ("a", "b", "a", "b")
     assert facts.edges == ((None, "a"), ("a", "b"))
-
-
-def test_what_was_spent_by_node() -> None:
-    run = Run()
-    root = run.graph()
-    node = run.node("a", root, 1, "a:1")
-    run.model(node, tokens(1, 2))
-    assert spent_by(built(run), dollar_per_million) == {"": (3, Decimal("0.000003")), "a": (3, Decimal("0.000003"))}
 
 
 # Requests

@@ -52,6 +52,7 @@ def test_a_bill_is_plain_and_says_why_it_does_not_know() -> None:
         "run": [1200, "0.001200"],
         "nodes": {"research": [200, "0.000200"], "write": [1000, "0.001000"]},
         "why": {},
+        "traced": True,
     }
     unpriced = traced("unpriced")
     assert (unpriced["run"], unpriced["nodes"]["write"]) == ([1200, None], [1000, None])

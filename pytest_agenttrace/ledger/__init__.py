@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_agenttrace.ledger.entry import facts_of, spent_by
+from pytest_agenttrace.ledger.entry import facts_of
 from pytest_agenttrace.ledger.file import (
     LedgerError,
     as_ledger,
@@ -51,6 +51,5 @@ __all__ = [
     "not_ours",
     "plain",
     "read_ledger",
-    "spent_by",
     "write_ledger",
 ]

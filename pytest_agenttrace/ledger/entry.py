@@ -20,10 +20,9 @@ from pytest_agenttrace.ledger.model import (
 )
 from pytest_agenttrace.ledger.requests import members
 from pytest_agenttrace.trace import Trace
-from pytest_agenttrace.tree import printable
 from pytest_agenttrace.usage import Tokens, Usage, UsageUnknown
 
-__all__ = ["facts_of", "spent_by"]
+__all__ = ["facts_of"]
 
 # What a namespace says of a node: its name; the id behind it differs in every run.
 _PART = re.compile(r"(?P<name>.+):[^:]*")
@@ -56,12 +55,6 @@ def facts_of(trace: Trace, price: Pricer, bill: Biller = lambda call: ()) -> Tes
         executions=tuple(_execution(execution, tools, price) for execution in executions),
         calls=tuple(_call(call, *paid.get(id(call), (None, ()))) for call in calls),
     )
-
-
-def spent_by(trace: Trace, price: Pricer) -> dict[str, tuple[int | None, Decimal | None]]:
-    """Tokens and USD of each node of the trajectory, its subgraph included, and under "" of the whole."""
-    nodes = {printable(node): (_tokens(calls), _cost(calls, price)) for node, calls in trace.calls_by_node().items()}
-    return {"": (_tokens(trace.llm_calls), _cost(trace.llm_calls, price)), **nodes}
 
 
 def _path(namespace: str) -> str:
