@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -40,13 +41,19 @@ async def ask_later(prompt: str, library: str) -> str:
     return str(said["candidates"][0]["content"]["parts"][0]["text"])
 
 
-def graph(client: str, done: list[str]) -> Any:
-    """A fan-out that also appends to a list outside of the graph: in the order in which the branches end."""
+def graph(client: str, done: list[str], work: float = 0) -> Any:
+    """A fan-out that also appends to a list outside of the graph: in the order in which the branches end.
+
+    Before it ends, a synchronous branch computes for `work` seconds of this thread's time.
+    """
     from langgraph.graph import END, START, StateGraph
     from langgraph.types import Send
 
     def sync(state: State) -> State:
         fact = ask(NOWHERE, state["topic"])
+        until = time.thread_time() + work
+        while time.thread_time() < until:
+            pass
         done.append(state["topic"])
         return {"facts": [fact]}
 
@@ -62,10 +69,12 @@ def graph(client: str, done: list[str]) -> Any:
     return builder.compile()
 
 
-def run(path: Path, client: str, topics: list[str], order: str | None, **config: Any) -> tuple[list[str], list[str]]:
+def run(
+    path: Path, client: str, topics: list[str], order: str | None, work: float = 0, **config: Any
+) -> tuple[list[str], list[str]]:
     """What the graph returns, and the order in which its branches ended."""
     done: list[str] = []
-    app = graph(client, done)
+    app = graph(client, done, work)
     with open_cassette(path, Opening(order=order)) as cassette:
         given = {"topics": topics, "facts": []}
         result = app.invoke(given, config) if client == "sync" else asyncio.run(app.ainvoke(given, config))
@@ -88,6 +97,17 @@ def test_a_seed_is_an_order(tmp_path: Path, client: str, branches: int) -> None:
         assert sorted(orders[seed]) == topics
     assert len(set(map(tuple, orders.values()))) > 2
     assert run(tmp_path / "x.yaml", client, topics, "shuffle:3")[1] == orders[3]
+
+
+def test_who_still_computes_is_waited_for(tmp_path: Path) -> None:
+    topics = ["a", "b", "c"]
+    record(tmp_path / "x.yaml", *topics)
+    for seed in range(4):
+        order = f"shuffle:{seed}"
+        assert (
+            run(tmp_path / "x.yaml", "sync", topics, order, 0.15)[1]
+            == run(tmp_path / "x.yaml", "sync", topics, order)[1]
+        )
 
 
 def test_every_client_is_given_the_same_order(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ __all__ = ["Gate", "gated", "seed_of"]
 
 # Seconds without a new request after which the next one is let go: where all have asked, and where that is not known.
 _SETTLED, _UNKNOWN = 0.005, 0.04
-# How often that is begun anew where the machine is so busy that whoever was to ask may not have had its turn.
+# How often that is begun anew where somebody is at work, or the machine is so busy that whoever was to ask may not have
+# had its turn.
 _PATIENCE = 20
 # Rounds of an event loop in which every task that can run has run.
 _ROUNDS = 25
@@ -67,8 +68,11 @@ class Gate:
                 if left <= 0:
                     self._release()
                     continue
-                begun = time.monotonic()
-                if not self._moved.wait(left) and time.monotonic() > begun + 2 * left + _SETTLED / 5:
+                begun, worked = time.monotonic(), time.process_time()
+                if self._moved.wait(left):
+                    continue
+                late = time.monotonic() > begun + 2 * left + _SETTLED / 5
+                if late or (not self._known() and time.process_time() - worked > left / 2):
                     self._delayed()
 
     async def enter_async(self) -> None:
@@ -93,9 +97,11 @@ class Gate:
 
     def _left(self) -> float:
         """Seconds until the next one may go."""
-        threads = sum(ticket.threaded for ticket in self._waiting)
-        known = THREADS.busy <= threads
-        return self._since + (_SETTLED if known else _UNKNOWN) - time.monotonic()
+        return self._since + (_SETTLED if self._known() else _UNKNOWN) - time.monotonic()
+
+    def _known(self) -> bool:
+        """Whether all that have work wait here."""
+        return THREADS.busy <= sum(ticket.threaded for ticket in self._waiting)
 
     def _delayed(self) -> None:
         if self._patience > 0:
