@@ -28,7 +28,7 @@ SUITE = (
     "test_seeding",
     "test_scorers",
     "test_crosscheck",
-    "test_totals",
+    "test_session_totals",
     "test_plugin",
     "test_delivery",
     "test_matching",
