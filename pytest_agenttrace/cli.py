@@ -119,8 +119,8 @@ def report() -> None:
 def merge(ledgers: tuple[Path, ...], output: Path) -> None:
     """Make one ledger of the LEDGERS of a suite's shards, each named once.
 
-    Exit codes: 0, 1 where all tests together have exceeded the budget of the whole run (the ledger is written), 2 for
-    what cannot be meant.
+    Exit codes: 0, 1 where all tests together have exceeded the budget of the whole run, or nobody knows what they have
+    used (the ledger is written), 2 for what cannot be meant.
     """
     from pytest_agenttrace.ledger import LedgerError, read_ledger, write_ledger
     from pytest_agenttrace.ledger import merge as merged
@@ -129,6 +129,8 @@ def merge(ledgers: tuple[Path, ...], output: Path) -> None:
     files = {path.resolve(): path for path in ledgers}
     if len(files) < len(ledgers):
         raise click.UsageError("a ledger is named twice")
+    if output.resolve() in files:
+        raise click.UsageError(f"--output {output}: is one of the shards: name another file")
     try:
         whole = merged({path: read_ledger(path) for path in files.values()})
         write_ledger(output, whole)
@@ -136,7 +138,8 @@ def merge(ledgers: tuple[Path, ...], output: Path) -> None:
         raise click.UsageError(str(error)) from None
     tests = f"{len(whole.tests)} test{'' if len(whole.tests) == 1 else 's'}"
     click.echo(f"{_shown(output)}: {tests} of {len(ledgers)} ledger{'' if len(ledgers) == 1 else 's'}")
-    over = [f"whole {overrun(budget)}" for budget in whole.run.budgets if exceeded(budget)]
+    # What is unknown fails a limit, as it does in pytest.
+    over = [f"whole {overrun(budget)}" for budget in whole.run.budgets if budget.used is None or exceeded(budget)]
     for line in over:
         click.echo(line, err=True)
     if over:

@@ -463,6 +463,10 @@ def test_within_the_budget_nothing_is_told_but_names_that_are_nobodys(project: P
         "pyproject.toml: tool.agenttrace.budgets.nodes.edt.tokens = 5: no test has run a node 'edt'",
     ]
     assert ran.code == 0
+    (project / "test_it.py").write_text(QUIET + "    assert agent_trace.tokens == 0\n")
+    failed = run_pytest(project, "-p", "rerunfailures", "--agenttrace-slack", env=environment())
+    assert (failed.code, "llm_calls=4 would do" in failed.out) == (1, False)
+    (project / "test_it.py").write_text(QUIET)
     part = run_pytest(project, "test_it.py", "--agenttrace-slack", "--co", "-q", env=environment())
     assert (part.code, agenttrace(part.out)) == (0, [])
     part = run_pytest(project, "test_it.py", "-p", "rerunfailures", env=environment())

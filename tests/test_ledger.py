@@ -376,7 +376,10 @@ def test_a_limit_of_the_run_holds_for_the_tests_of_all_shards_each_once() -> Non
     silent = dataclasses.replace(FULL, tokens=None)
     unknown = merge({ONE: shard("a", run=run), TWO: shard(run=run, tests={"b": silent, "c": TestFacts("skipped")})})
     assert [budget.used for budget in unknown.run.budgets] == [Decimal("2E-7"), None]
-    assert merge({ONE: shard("a", run=run), TWO: shard("b")}).run.budgets == ()
+    with pytest.raises(LedgerError) as caught:
+        merge({ONE: shard("a", run=run), TWO: shard("b")})
+    assert str(caught.value).startswith("shard-2.json: no limit for the whole run, but a limit of cost $")
+    assert str(caught.value).endswith(" in shard-1.json: shards share limits")
 
 
 # What is there already
@@ -389,7 +392,12 @@ def test_nothing_but_a_ledger_is_written_over(tmp_path: Path) -> None:
         write_ledger(test, ledger())
     assert str(caught.value) == f"{test} is there already and is no ledger: name another file"
     assert test.read_text() == "def test_it(): pass\n"
+    svg = tmp_path / "svg.json"
+    svg.write_text('{"format": "svg", "versions": []}')
+    with pytest.raises(LedgerError, match="is no ledger"):
+        write_ledger(svg, ledger())
     write_ledger(tmp_path / "a.json", ledger(a=FULL))
+    (tmp_path / "a.json").write_text("\ufeff" + (tmp_path / "a.json").read_text())
     write_ledger(tmp_path / "a.json", ledger())
     assert read_ledger(tmp_path / "a.json").tests == {}
 

@@ -158,6 +158,11 @@ def test_error_replies_break_unless_a_test_has_injected_them() -> None:
         "breaking: write: error reply 503 appeared",
         "request: write: 1 call appeared",
     ]
+    failed = replace(
+        was, executions=tuple(replace(done, error="ValueError: x", status="error") for done in was.executions)
+    )
+    assert "breaking: write: error reply 503 vanished" in told(now, was)
+    assert not [line for line in told(now, failed) if "503" in line]
     injected = replace(was, calls=(was.calls[0], replace(refused, injected="503"), was.calls[1]))
     assert told(was, injected) == ["request: write: 1 call appeared"]
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pytest_agenttrace.cli import main
-from pytest_agenttrace.ledger import Ledger, write_ledger
+from pytest_agenttrace.ledger import Ledger, TestFacts, write_ledger
 from pytest_agenttrace.projectfile import ProjectError
 from pytest_agenttrace.report import (
     FailOn,
@@ -268,6 +268,14 @@ def test_a_node_inside_of_another_is_in_that_ones_month() -> None:
     assert said in as_markdown(judge(found, "cost"))
     assert said in of_one_ledger(ledger(now))
     assert "whose row" not in of_one_ledger(ledger(article()))
+
+
+def test_who_reads_a_run_is_no_run_of_the_workflow() -> None:
+    """`agent_run`: one run, and two tests that read it."""
+    readers = {"t::one": TestFacts("passed"), "t::two": TestFacts("passed")}
+    was, now = (ledger({"t::made": article((count, 500)), **readers}) for count in (1000, 1080))
+    (found,) = monthly(compare(was, now).rows, Traffic(1000))
+    assert (found.tests, found.tokens, found.usd_per_month) == (1, Decimal(80), Decimal("0.72"))
 
 
 def test_tests_without_traffic_are_left_out() -> None:

@@ -130,7 +130,10 @@ def test_every_way_a_test_can_end_and_byte_equal_whoever_runs_it(project: Path) 
     first = run_pytest(project, "--agenttrace-ledger", "ledger.json", env=environment())
     data = written(first)
     assert {test: facts["outcome"] for test, facts in data["tests"].items()} == OUTCOMES
-    assert data["run"] == {"stopped": None, "part": None, "not_run": [], "broken": [], "budgets": [], "findings": []}
+    empty: dict[str, list[str]] = {
+        key: [] for key in ("whole", "deselected", "not_run", "broken", "budgets", "findings")
+    }
+    assert data["run"] == {"stopped": None, "part": None, **empty}
     passed = data["tests"]["test_it.py::test_passes"]
     assert (passed["cassette"], passed["tokens"], passed["cost"]) == ("app.yaml", 4601, "0.0061565")
     assert passed["nodes"]["research"]["tool_calls"] == 1
@@ -352,6 +355,13 @@ def test_the_ledgers_of_shards_are_that_of_the_whole_suite(project: Path) -> Non
     done = merged("over-1.json", "over-2.json")
     assert done.returncode == 1
     assert re.fullmatch(r"whole run [\d,]+ tokens > 5,000 \(\+[\d,]+\)\n", done.stderr)
+    shard["tests"]["test_it.py::test_fails"] = {**whole["tests"]["test_it.py::test_passes"], "tokens": None}
+    (project / "over-2.json").write_text(json.dumps(shard))
+    done = merged("over-1.json", "over-2.json")
+    assert (done.returncode, done.stderr) == (1, "whole run tokens > 5,000? unknown\n")
+    assert merged("merged.json", "shard-1.json").stderr.endswith(
+        "Error: --output merged.json: is one of the shards: name another file\n"
+    )
     assert merged("shard-1.json", str(project / "shard-1.json")).stderr.endswith("Error: a ledger is named twice\n")
     done = merged("shard-1.json", "shard-3.json")
     assert done.returncode == 2

@@ -240,7 +240,7 @@ def test_a_file_that_moves_pytests_rootdir_is_told(bare: Path, option: str) -> N
     assert (found.code, found.err) == (
         4,
         f"ERROR: --agenttrace-{option} {other}/out.json: pytest takes the file for a place of tests, and its rootdir "
-        f"is {other}:\n  write --agenttrace-{option}={other}/out.json\n\n",
+        f"is {bare.parent}:\n  write --agenttrace-{option}={other}/out.json\n\n",
     )
     assert run(bare, f"--agenttrace-{option}={other / 'out.json'}").code != 4
     # Inside of the project it moves nothing, wherever pytest is started.

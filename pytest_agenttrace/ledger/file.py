@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -37,7 +38,7 @@ SCHEMA = "ledger.schema.json"
 _SHOWN = 5
 # More than anybody has used, and few enough for exact arithmetic.
 _DIGITS = 40
-_BEGINS = re.compile(rb'\s*\{\s*"format"\s*:')
+_BEGINS = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"format"\s*:\s*\d+\s*,\s*"versions"\s*:')
 
 
 class LedgerError(ValueError):
@@ -91,8 +92,12 @@ def not_ours(path: Path) -> str | None:
     try:
         if not path.is_file() or path.stat().st_size == 0:
             return None
+        if not os.access(path, os.W_OK):
+            return "is write-protected: name another file"
         with path.open("rb") as file:
             begins = file.read(200)
+    except PermissionError:
+        return "is there already and cannot be read: name another file"
     except OSError:  # told by who writes
         return None
     return None if _BEGINS.match(begins) else "is there already and is no ledger: name another file"

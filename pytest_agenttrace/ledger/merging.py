@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_agenttrace.ledger.file import LedgerError
 from pytest_agenttrace.ledger.model import BudgetFacts, Ledger, RunFacts, TestFacts, Times
-from pytest_agenttrace.usage import exact_decimals
+from pytest_agenttrace.usage import exact_decimals, format_usd
 
 __all__ = ["merge"]
 
@@ -28,7 +28,7 @@ def merge(shards: Mapping[Path, Ledger]) -> Ledger:
         deselected=tuple(sorted(_deselected(list(runs.values())) - tests.keys())),
         not_run=tuple(sorted({test for run in runs.values() for test in run.not_run} - tests.keys())),
         broken=tuple(sorted({file for run in runs.values() for file in run.broken})),
-        budgets=_budgets([run.budgets for run in runs.values()], tests),
+        budgets=_budgets({path: run.budgets for path, run in runs.items()}, tests),
         findings=tuple(dict.fromkeys(finding for run in runs.values() for finding in run.findings)),
     )
     return Ledger(1, _versions(shards), run, tests, _times([ledger.times for ledger in shards.values()]))
@@ -50,12 +50,22 @@ def _tests(shards: Mapping[Path, Ledger]) -> dict[str, TestFacts]:
     return tests
 
 
-def _budgets(shards: Sequence[Sequence[BudgetFacts]], tests: Mapping[str, TestFacts]) -> tuple[BudgetFacts, ...]:
-    """The limits of the whole run that all shards have, and what all tests have used of them: each test once, whichever
-    shards have run it."""
-    limits = [(budget.metric, budget.limit) for budgets in shards for budget in budgets]
-    of_all = [limit for limit in dict.fromkeys(limits) if limits.count(limit) == len(shards)]
+def _budgets(shards: Mapping[Path, Sequence[BudgetFacts]], tests: Mapping[str, TestFacts]) -> tuple[BudgetFacts, ...]:
+    """The limits of the whole run, which all shards have, and what all tests have used of them: each test once,
+    whichever shards have run it."""
+    limits = {path: [(budget.metric, budget.limit) for budget in budgets] for path, budgets in shards.items()}
+    (first, of_all), *others = limits.items()
+    for path, found in others:
+        if sorted(found) != sorted(of_all):
+            raise LedgerError(
+                f"{path}: {_listed(found)} for the whole run, but {_listed(of_all)} in {first}: shards share limits"
+            )
     return tuple(BudgetFacts(None, *limit, _used(limit[0], tests.values())) for limit in of_all)
+
+
+def _listed(limits: Sequence[tuple[str, int | Decimal]]) -> str:
+    said = [f"{metric} {format_usd(Decimal(limit)) if metric == 'cost' else f'{limit:,}'}" for metric, limit in limits]
+    return f"a limit of {' and '.join(said)}" if said else "no limit"
 
 
 def _used(metric: str, tests: Iterable[TestFacts]) -> int | Decimal | None:

@@ -60,7 +60,10 @@ def cut_short(old: TestFacts, new: TestFacts) -> bool:
     return missed or any(found.kind == "error appeared" for found in _errors(old, new))
 
 
-_OF_AN_EARLY_END = ("node vanished", "edge vanished", "tool vanished", "executions", "tool runs", "order", "retries")
+_OF_AN_EARLY_END = (
+    *("node vanished", "edge vanished", "tool vanished", "executions", "tool runs", "order", "retries"),
+    *("error vanished", "error reply vanished"),
+)
 
 
 def _nodes(old: TestFacts, new: TestFacts) -> Iterator[Found]:

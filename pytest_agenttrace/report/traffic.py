@@ -101,15 +101,16 @@ def _wrong_runs(file: ProjectFile, keys: tuple[Key, ...], value: object) -> list
 
 
 def monthly(rows: Iterable[Row], traffic: Traffic) -> list[Monthly]:
-    """What nodes cost more in a month, those of one workflow averaged over its tests, the dearest first. A node inside
-    of another is in that one's sum."""
+    """What nodes cost more in a month, those of one workflow averaged over its runs, the dearest first. A node inside
+    of another is in that one's sum; a test that only reads what another run has done is no run."""
     tests: dict[tuple[str | None, int], dict[str, None]] = {}
     nodes: dict[tuple[tuple[str | None, int], str], list[Row]] = {}
     for row in rows:
         stream = traffic.stream_of(row.test or "")
         if stream is None:
             continue
-        tests.setdefault(stream, {})[row.test or ""] = None
+        if row.node is not None or any(side is not None and side.calls > 0 for side in (row.old, row.new)):
+            tests.setdefault(stream, {})[row.test or ""] = None
         if row.node is not None and "|" not in row.node:
             nodes.setdefault((stream, row.node), []).append(row)
     made = [_monthly(node, stream, len(tests[stream]), found) for (stream, node), found in nodes.items()]

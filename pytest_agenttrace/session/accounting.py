@@ -6,7 +6,7 @@ Registered where the whole run is seen, and only where somebody asks: not in xdi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -99,11 +99,15 @@ class Accountant:
         self._config = config
         self._session = session
         self._limits: list[Limit] = run_limits_of(config, config.stash[BUDGETS])
+        self._failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         # A rerun begins anew.
         if report.when == "setup":
             self._session.forget(report.nodeid)
+            self._failed.discard(report.nodeid)
+        if report.failed:
+            self._failed.add(report.nodeid)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if session.config.option.collectonly:
@@ -123,7 +127,12 @@ class Accountant:
         if verbosity > 0:
             yield from percent_lines(found.uses, run=found.run_uses, every=verbosity > 1)
         if self._config.getoption("agenttrace_slack"):
-            yield from slack_lines(found.uses, part=part)
+            # What a test has used that failed is not what it uses.
+            ended = {
+                test: [replace(use, used=None) if test in self._failed else use for use in uses]
+                for test, uses in found.uses.items()
+            }
+            yield from slack_lines(ended, part=part)
         budgets = self._config.stash[BUDGETS]
         if budgets is None or part is not None:
             return

@@ -62,7 +62,8 @@ class Gate:
         try:
             self._baseline = read_ledger(self._file) if self._file is not None and self._file.exists() else None
         except LedgerError as error:
-            raise OptionError(f"--agenttrace-baseline: {error}") from None
+            way_out = ": delete it, and a new one is written" if self._update else ""
+            raise OptionError(f"--agenttrace-baseline: {error}{way_out}") from None
         try:
             self._traffic: Traffic | None = traffic_of(config.rootpath)
         except ProjectError as error:
