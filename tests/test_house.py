@@ -34,6 +34,8 @@ FLOORS = (
     ("report.cost",),
     ("report.differences", "report.wording"),
     ("workflow",),
+    ("workflow.observing",),
+    ("workflow.cost_summary", "workflow.keeping"),
     ("testrun", "results"),
     ("capture", "session", "rerecord"),
     ("diagnosis", "projectbudgets", "runbudget", "limits_used"),
@@ -51,8 +53,10 @@ FLOORS = (
     ("workflow.models", "workflow.naming"),
     ("workflow.conditions", "workflow.placeholders", "workflow.positions"),
     ("workflow.types",),
-    ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server"),
+    ("store", "replay", "prices", "budget", "reconcile", "crosscheck", "forest", "gemini_server", "wiretap"),
     # Behind the store, behind replay, behind prices.
+    ("store.tracking",),
+    ("store.routed",),
     ("store.base_exceptions", "store.reading", "store.kept", "store.obstacles", "replay.live"),
     ("store.exporter", "store.redirect", "store.spans", "replay.answering", "prices.pinning", "prices.comparing"),
     (
