@@ -50,7 +50,7 @@ FLOORS = (
     ("workflow.failing", "workflow.timing"),
     ("workflow.loading", "workflow.schema"),
     ("workflow.checking",),
-    ("workflow.ways",),
+    ("workflow.ways", "workflow.steps"),
     ("workflow.references",),
     ("workflow.reading",),
     ("workflow.refused",),

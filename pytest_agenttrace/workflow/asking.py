@@ -25,7 +25,7 @@ __all__ = ["ROUNDS", "Question", "answered", "awaited"]
 # How often a model may ask for tools before it must answer.
 ROUNDS = 10
 
-_ANSWER = "Now give the answer, of what was found."
+_ANSWER = "Give your answer now, from what you have found."
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from pytest_agenttrace.workflow.failing import WorkflowError
 from pytest_agenttrace.workflow.models import END, START, Edge, Loop, Node, Parallel, WorkflowConfig
 from pytest_agenttrace.workflow.placeholders import ITEM, ITEM_NAMES
 from pytest_agenttrace.workflow.providers import Models
+from pytest_agenttrace.workflow.steps import waiting
 from pytest_agenttrace.workflow.timing import TimeIsUp, awaited_within, within
 from pytest_agenttrace.workflow.tools import resolved_tools
-from pytest_agenttrace.workflow.types import Type
-from pytest_agenttrace.workflow.values import appends, channels, item_of, rendered, seen
+from pytest_agenttrace.workflow.types import Type, fits
+from pytest_agenttrace.workflow.values import Anew, channels, gathered, gathers, item_of, rendered, seen
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -36,9 +37,15 @@ def graph_of(config: WorkflowConfig, models: Models) -> CompiledStateGraph[Any, 
     from langgraph.graph import StateGraph
 
     tools = _all_tools(config)
+    waits = waiting(config)
     graph = StateGraph(_state(config))
     for node in config.nodes:
-        graph.add_node(node.id, _runnable(config, node, tools[node.id], models), retry_policy=_retries(config))
+        graph.add_node(
+            node.id,
+            _runnable(config, node, tools[node.id], models),
+            retry_policy=_retries(config),
+            defer=node.id in waits,
+        )
     for edge in config.edges:
         _add_edge(config, graph, edge)
     limits = {"recursion_limit": steps_of(config), "max_concurrency": SIDE_BY_SIDE}
@@ -85,14 +92,10 @@ def _channel(config: WorkflowConfig, name: str) -> Any:
 
     field = config.state.fields[name]
     kind = _annotation(field.type)
-    if not appends(config, name):
+    if not gathers(config, name):
         return kind | None
     # What is appended to begins as the default, whoever runs the graph.
-    return Annotated[kind, BinaryOperatorAggregate(lambda: field.initial() or [], _appended)]  # type: ignore[arg-type]
-
-
-def _appended(before: list[Any] | None, new: list[Any] | None) -> list[Any]:
-    return [*(before or ()), *(new or ())]
+    return Annotated[kind, BinaryOperatorAggregate(lambda: field.initial() or [], gathered)]  # type: ignore[arg-type]
 
 
 def _annotation(wanted: Type) -> Any:
@@ -190,20 +193,24 @@ class _Work:
         """What the graph is to change: the outputs, or in a map the item's result; and how often a loop has run."""
         names = channels(self.config)
         if self.map is not None and item_of(state):
-            return {names[self.map.collect_field]: self.collected(self.map, outputs)}
-        found = {names[name]: value for name, value in outputs.items()}
+            return {names[self.map.collect_field]: self.collected(self.map, outputs, state[INDEX])}
+        found = {names[name]: self.written(name, value) for name, value in outputs.items()}
         if self.loop is not None:
             found[_counter(self.node.id)] = self.counted(self.loop, state, outputs)
         return found
 
-    def collected(self, of: Parallel, outputs: dict[str, Any]) -> list[Any]:
+    def written(self, name: str, value: Any) -> Any:
+        replaces = gathers(self.config, name) and not self.config.state.fields[name].appends
+        return Anew(value) if replaces else value
+
+    def collected(self, of: Parallel, outputs: dict[str, Any], index: int) -> list[Any]:
         """An item's part of the list: the field's own output, the only output, or all of them as a dict."""
         field = self.config.state.fields[of.collect_field]
-        if of.collect_field in outputs:
-            value = outputs[of.collect_field]
-            wanted = _output_type(self.node, of.collect_field)
-            return list(value) if wanted.name == "list" and field.type.item != wanted else [value]
-        return [next(iter(outputs.values())) if len(outputs) == 1 else outputs]
+        found: list[Any] = [next(iter(outputs.values())) if len(outputs) == 1 else outputs]
+        if of.collect_field in outputs and fits(_output_type(self.node, of.collect_field), field.type):
+            found = outputs[of.collect_field]
+        # LangGraph takes what the items wrote in their order: where the list is replaced, the first one does that.
+        return Anew(found) if index == 0 and not field.appends else found
 
     def counted(self, loop: Loop, state: Mapping[str, Any], outputs: dict[str, Any]) -> int:
         """How often the loop has run; 0 once it is over, so that a later visit counts from there."""
@@ -293,12 +300,18 @@ def _map(config: WorkflowConfig, edge: Edge, of: Parallel) -> Callable[[Mapping[
             text = f"parallel: {of.items_field} is null: a list is wanted, [] for no items"
             raise WorkflowError(text, edge.place, None if edge.source == START else edge.source)
         if not items:
-            return _onwards(config, of)
+            return _onwards(config, of, state)
         return [Send(of.target_node, {**state, ITEM: item, INDEX: at}) for at, item in enumerate(items)]
 
     return parallel
 
 
-def _onwards(config: WorkflowConfig, of: Parallel) -> list[str]:
-    """Where the node of a map leads."""
-    return [_end(name) for edge in config.edges_from(of.target_node) for name in edge.to]
+def _onwards(config: WorkflowConfig, of: Parallel, state: Mapping[str, Any] | None = None) -> list[str]:
+    """Where the node of a map leads, by its routes as they are now; without a state, wherever it may."""
+    found: list[str] = []
+    for edge in config.edges_from(of.target_node):
+        if edge.routes and state is not None:
+            found.append(_routes(config, edge)(state))
+        else:
+            found += [_end(name) for name in edge.targets]
+    return found

@@ -12,7 +12,7 @@ from pytest_agenttrace.workflow.placeholders import ITEM_NAMES, Template
 from pytest_agenttrace.workflow.reading import did_you_mean
 from pytest_agenttrace.workflow.types import Type, kind_of, mismatches
 
-__all__ = ["appends", "channels", "checked_inputs", "item_of", "rendered", "seen", "whole"]
+__all__ = ["Anew", "channels", "checked_inputs", "gathered", "gathers", "item_of", "rendered", "seen", "whole"]
 
 
 def channels(config: WorkflowConfig) -> dict[str, str]:
@@ -21,10 +21,19 @@ def channels(config: WorkflowConfig) -> dict[str, str]:
     return {name: f"state.{name}" if name in nodes else name for name in config.state.fields}
 
 
-def appends(config: WorkflowConfig, name: str) -> bool:
-    """Whether what a node writes is appended to a field: lists are, unless the file says `reducer: replace`."""
-    field = config.state.fields[name]
-    return field.type.name == "list" and field.reducer != "replace"
+class Anew(list[Any]):
+    """A list that takes the place of what a field holds, in a field that others append to."""
+
+
+def gathers(config: WorkflowConfig, name: str) -> bool:
+    """Whether a field takes what several nodes, or the items of a map, write in one step."""
+    maps = [edge.parallel for edge in config.edges if edge.parallel is not None]
+    return config.state.fields[name].appends or name in {found.collect_field for found in maps}
+
+
+def gathered(before: list[Any] | None, new: list[Any] | None) -> list[Any]:
+    """What a field holds once a list is added to it, or put in its place."""
+    return [*new] if isinstance(new, Anew) else [*(before or ()), *(new or ())]
 
 
 def seen(config: WorkflowConfig, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +55,12 @@ def checked_inputs(config: WorkflowConfig, inputs: Mapping[str, Any]) -> dict[st
         text = f"inputs: {problems[0]}" if len(problems) == 1 else "\n  ".join(["inputs:", *problems])
         raise InputsError(text, str(config.path))
     names = channels(config)
-    return {names[name]: whole(deepcopy(value), config.state.fields[name].type) for name, value in inputs.items()}
+    return {names[name]: _given(config, name, value) for name, value in inputs.items()}
+
+
+def _given(config: WorkflowConfig, name: str, value: Any) -> Any:
+    found = whole(deepcopy(value), config.state.fields[name].type)
+    return Anew(found) if gathers(config, name) and found is not None else found
 
 
 def _problems(config: WorkflowConfig, inputs: Mapping[str, Any]) -> Iterator[str]:
