@@ -91,7 +91,10 @@ class Workflow:
                 self._models.get(settings)
             except WorkflowError as error:
                 place = self.config.node(nodes[0]).place
-                found = WorkflowError(error.text, place, ", ".join(nodes))
+                if len(nodes) == 1:
+                    found = WorkflowError(error.text, place, nodes[0])
+                else:
+                    found = WorkflowError(f"nodes {', '.join(nodes)}: {error.text}", place)
                 found.__cause__ = error.__cause__
                 errors.append(found)
         if len(errors) == 1:
