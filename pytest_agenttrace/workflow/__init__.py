@@ -1,8 +1,9 @@
-"""Workflows in YAML: read and checked, with every error of a file at once."""
+"""Workflows in YAML: read and checked, with every error of a file at once, and run as LangGraph graphs."""
 
 from __future__ import annotations
 
 from pytest_agenttrace.workflow.conditions import Condition, ConditionFailed
+from pytest_agenttrace.workflow.failing import InputsError, WorkflowError
 from pytest_agenttrace.workflow.loading import load_config, parse_config
 from pytest_agenttrace.workflow.models import (
     END,
@@ -29,6 +30,7 @@ from pytest_agenttrace.workflow.models import (
 )
 from pytest_agenttrace.workflow.placeholders import Placeholder, Template
 from pytest_agenttrace.workflow.positions import ConfigError, Note, Place, Problem
+from pytest_agenttrace.workflow.running import Workflow, WorkflowResult
 from pytest_agenttrace.workflow.schema import generated_schema, shipped_schema
 from pytest_agenttrace.workflow.types import Member, Mismatch, Type, mismatches
 
@@ -41,6 +43,7 @@ __all__ = [
     "Edge",
     "Execution",
     "Flow",
+    "InputsError",
     "LlmSettings",
     "Logging",
     "Loop",
@@ -64,7 +67,10 @@ __all__ = [
     "Template",
     "Tool",
     "Type",
+    "Workflow",
     "WorkflowConfig",
+    "WorkflowError",
+    "WorkflowResult",
     "generated_schema",
     "load_config",
     "mismatches",

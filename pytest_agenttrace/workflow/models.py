@@ -81,8 +81,13 @@ class StateField:
     default: Any = _key("Its value where the inputs give none; null where there is no default.", None)
     description: str | None = _key("What it holds.", None)
     reducer: Literal["append", "replace"] | None = _key(
-        "What a node's output does to a list: append to it, or replace it.", None
+        "What a node's output does to a list: append to it, as where not said, or replace it.", None
     )
+
+    @property
+    def appends(self) -> bool:
+        """Whether what a node writes is appended: to a list, unless the file says `reducer: replace`."""
+        return self.type.name == "list" and self.reducer != "replace"
 
     def initial(self) -> Any:
         """A default of one's own, to change at will."""
