@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from pytest_agenttrace.gemini_server import ErrorReply, GeminiServer, Reply
@@ -104,9 +104,9 @@ def test_calls_without_usage_leave_tokens_unknown(folder: Path) -> None:
 
 
 def test_a_run_that_failed_says_so_and_what_it_has_used(folder: Path) -> None:
-    replies = {
+    replies: dict[str, Reply | ErrorReply] = {
         f"{PROMPT} what": Reply("n", {"promptTokenCount": 7, "candidatesTokenCount": 5}),
-        f"{PROMPT} to": ErrorReply(400),
+        f"{PROMPT} to": ErrorReply(400, "no"),
     }
     with GeminiServer(replies) as model:
         watched(graph(model.url), config())

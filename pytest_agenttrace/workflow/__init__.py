@@ -28,8 +28,10 @@ from pytest_agenttrace.workflow.models import (
     Tool,
     WorkflowConfig,
 )
+from pytest_agenttrace.workflow.observing import Observer, TracingFailed
 from pytest_agenttrace.workflow.placeholders import Placeholder, Template
 from pytest_agenttrace.workflow.positions import ConfigError, Note, Place, Problem
+from pytest_agenttrace.workflow.progress import progress
 from pytest_agenttrace.workflow.running import Workflow, WorkflowResult
 from pytest_agenttrace.workflow.schema import generated_schema, shipped_schema
 from pytest_agenttrace.workflow.types import Member, Mismatch, Type, mismatches
@@ -53,6 +55,7 @@ __all__ = [
     "Node",
     "Note",
     "Observability",
+    "Observer",
     "OutputField",
     "OutputSchema",
     "Parallel",
@@ -66,6 +69,7 @@ __all__ = [
     "StateField",
     "Template",
     "Tool",
+    "TracingFailed",
     "Type",
     "Workflow",
     "WorkflowConfig",
@@ -75,5 +79,6 @@ __all__ = [
     "load_config",
     "mismatches",
     "parse_config",
+    "progress",
     "shipped_schema",
 ]

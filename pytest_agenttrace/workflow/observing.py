@@ -5,12 +5,13 @@ Nothing of it may break the run: where tracing fails, the workflow runs all the 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,8 @@ from pytest_agenttrace.workflow.keeping import Keeping, node_files
 from pytest_agenttrace.workflow.models import WorkflowConfig
 
 if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+
     from pytest_agenttrace.store import ParamValue, Recording, Tracked, Tracking
     from pytest_agenttrace.trace import Trace
 
@@ -47,11 +50,13 @@ class TracingFailed(Exception):
 
 
 class Observer:
-    """Watches one run: `open`, then the run inside of `watching`, then `close`; or `run` for all of them.
+    """Watches one run: `open`, then the run inside of `watching`, then `close`; or `run`, `arun` for what of that
+    nobody has done before.
 
     `problems` says what went wrong with tracing, `trace` and `summary` what was traced (None where nothing was),
     `run_id` MLflow's run, `calls` what the wire saw. `say` is told what is done, `warn` each problem; `price` gives
-    the USD of a call. With `strict`, problems are `TracingFailed`: before the run where they are known by then.
+    the USD of a call, `callbacks` are LangChain's, for this run. With `strict`, problems are `TracingFailed`: before
+    the run where they are known by then.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Observer:
         strict: bool = False,
         say: Callable[[str], None] = lambda line: None,
         warn: Callable[[str], None] = _LOGGER.warning,
+        callbacks: Sequence[Any] = (),
     ) -> None:
         self.config = config
         self.problems: list[str] = []
@@ -77,7 +83,8 @@ class Observer:
         self._keeping = Keeping(self._settings.artifact_level, self._keeps_prompts)
         self._tracking: Tracking | None = None
         self._recording: Recording | None = None
-        self._callbacks: list[Any] = []
+        self._callbacks = list(callbacks)
+        self._opened = False
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -85,8 +92,12 @@ class Observer:
         return self._tap.calls
 
     @contextmanager
-    def run(self) -> Iterator[dict[str, Any]]:
+    def run(self) -> Iterator[RunnableConfig]:
         """Watch the block; gives what the graph is to be run with."""
+        if self._opened:
+            with self.watching() as config:
+                yield config
+            return
         self.open()
         try:
             with self.watching() as config:
@@ -96,8 +107,25 @@ class Observer:
             raise
         self.close(None)
 
+    @asynccontextmanager
+    async def arun(self) -> AsyncIterator[RunnableConfig]:
+        """The same, with what waits for a store in another thread."""
+        if self._opened:
+            with self.watching() as config:
+                yield config
+            return
+        await asyncio.to_thread(self.open)
+        try:
+            with self.watching() as config:
+                yield config
+        except BaseException as error:
+            await asyncio.to_thread(self.close, error)
+            raise
+        await asyncio.to_thread(self.close, None)
+
     def open(self) -> None:
         """Open the store and begin the run in it."""
+        self._opened = True
         if not self._settings.enabled:
             return
         from pytest_agenttrace.store import test_store_is_open
@@ -120,11 +148,11 @@ class Observer:
         self._say(f"✓ Experiment: {tracking.experiment} (ID: {tracking.experiment_id})")
         self._say(f"✓ Store: {tracking.shown}")
         self._recording = tracking.begin(self._run_name(), self._tags(), self._keeping)
-        self._tracking, self.run_id, self._callbacks = tracking, self._recording.run_id, [tracer]
+        self._tracking, self.run_id, self._callbacks = tracking, self._recording.run_id, [*self._callbacks, tracer]
         self._say(f"✓ Run: {self.run_id}")
 
     @contextmanager
-    def watching(self) -> Iterator[dict[str, Any]]:
+    def watching(self) -> Iterator[RunnableConfig]:
         """What runs in the block is traced, and what it asks of Gemini is seen."""
         recording = self._recording
         with ExitStack() as stack:

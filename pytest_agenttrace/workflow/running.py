@@ -12,11 +12,15 @@ from pytest_agenttrace.workflow.failing import WorkflowError
 from pytest_agenttrace.workflow.graphs import graph_of
 from pytest_agenttrace.workflow.loading import load_config
 from pytest_agenttrace.workflow.models import LlmSettings, WorkflowConfig
+from pytest_agenttrace.workflow.observing import Observer
 from pytest_agenttrace.workflow.providers import Models
 from pytest_agenttrace.workflow.values import checked_inputs, seen
 
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
+
+    from pytest_agenttrace.trace import Trace
+    from pytest_agenttrace.workflow.cost_summary import CostSummary
 
 __all__ = ["Workflow", "WorkflowResult"]
 
@@ -24,9 +28,17 @@ __all__ = ["Workflow", "WorkflowResult"]
 # Equal to a dict of the same fields, as mappings are.
 @dataclass(frozen=True, eq=False)
 class WorkflowResult(Mapping[str, Any]):
-    """What a run ended with: every field of the state by its name, with its default or null where nothing wrote it."""
+    """What a run ended with: every field of the state by its name, with its default or null where nothing wrote it.
+
+    Of a run that is traced (`observability.mlflow.enabled`): `trace`, MLflow's `run_id`, `summary` of what it has used
+    and cost; None where there is none. `problems` says why it is not traced as it should be, "tracing failed: ...".
+    """
 
     state: Mapping[str, Any]
+    trace: Trace | None = None
+    run_id: str | None = None
+    summary: CostSummary | None = None
+    problems: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self.state[name]
@@ -65,13 +77,18 @@ class Workflow:
         """
         return graph_of(self.config, self._models)
 
-    def run(self, inputs: Mapping[str, Any]) -> WorkflowResult:
-        """Run it to its end. Raises `WorkflowError`; nothing is asked where inputs, tools or keys are wrong."""
-        return _invoke(self, self._ready(inputs))
+    def run(self, inputs: Mapping[str, Any], *, observer: Observer | None = None) -> WorkflowResult:
+        """Run it to its end. Raises `WorkflowError`; nothing is asked where inputs, tools or keys are wrong. `observer`
+        watches the run, by default one that does what `config.observability` says."""
+        return _invoke(self, self._ready(inputs), observer or Observer(self.config))
 
-    async def arun(self, inputs: Mapping[str, Any]) -> WorkflowResult:
+    async def arun(self, inputs: Mapping[str, Any], *, observer: Observer | None = None) -> WorkflowResult:
         """Run it to its end without blocking. Raises as `run` does."""
-        return await _ainvoke(self, self._ready(inputs))
+        return await _ainvoke(self, self._ready(inputs), observer or Observer(self.config))
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """Raise what `run` raises before it asks anything: wrong inputs, tools, keys."""
+        self._ready(inputs)
 
     def _ready(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The graph's inputs, once all is there that a run needs."""
@@ -103,22 +120,24 @@ class Workflow:
             raise WorkflowError("\n".join(map(str, errors))) from errors[0].__cause__
 
 
-def _invoke(workflow: Workflow, given: dict[str, Any]) -> WorkflowResult:
-    """One run of the graph: what watches a run stands around this."""
-    try:
-        state = workflow.graph.invoke(given)
-    except Exception as error:
-        raise _failed(workflow, error) from error.__cause__
-    return _result(workflow, state)
+def _invoke(workflow: Workflow, given: dict[str, Any], observer: Observer) -> WorkflowResult:
+    """One run of the graph, watched."""
+    with observer.run() as watched:
+        try:
+            state = workflow.graph.invoke(given, watched)
+        except Exception as error:
+            raise _failed(workflow, error) from error.__cause__
+    return _result(workflow, state, observer)
 
 
-async def _ainvoke(workflow: Workflow, given: dict[str, Any]) -> WorkflowResult:
-    """One async run of the graph: what watches a run stands around this too."""
-    try:
-        state = await workflow.graph.ainvoke(given)
-    except Exception as error:
-        raise _failed(workflow, error) from error.__cause__
-    return _result(workflow, state)
+async def _ainvoke(workflow: Workflow, given: dict[str, Any], observer: Observer) -> WorkflowResult:
+    """One async run of the graph, watched."""
+    async with observer.arun() as watched:
+        try:
+            state = await workflow.graph.ainvoke(given, watched)
+        except Exception as error:
+            raise _failed(workflow, error) from error.__cause__
+    return _result(workflow, state, observer)
 
 
 def _failed(workflow: Workflow, error: Exception) -> Exception:
@@ -131,5 +150,7 @@ def _failed(workflow: Workflow, error: Exception) -> Exception:
     return error
 
 
-def _result(workflow: Workflow, state: Mapping[str, Any]) -> WorkflowResult:
-    return WorkflowResult(seen(workflow.config, state))
+def _result(workflow: Workflow, state: Mapping[str, Any], observer: Observer) -> WorkflowResult:
+    return WorkflowResult(
+        seen(workflow.config, state), observer.trace, observer.run_id, observer.summary, tuple(observer.problems)
+    )
