@@ -163,13 +163,15 @@ class _Run:
 
         replaying = self._replay is not None
         with dummy_key(replaying), open_cassette(path, Opening("replay" if replaying else "record")) as tape:
-            yield tape
+            try:
+                yield tape
+            finally:
+                if not replaying:
+                    # What follows about pytest's options is for tests.
+                    said = None if tape.incomplete is None else tape.incomplete.partition(": --agenttrace")[0]
+                    _say(f"recorded: {path}" if said is None else said)
             for unused in tape.unused:
                 self._disagreement(f"nobody asked for a recorded reply: {unused.text.splitlines()[0]}")
-        if not replaying and tape.incomplete is not None:
-            _say(tape.incomplete)
-        elif not replaying:
-            _say(f"recorded: {path}")
 
     def _tell(self, observer: Observer) -> None:
         if observer.trace is not None:
