@@ -220,4 +220,4 @@ def _blocked(message: AIMessage) -> str | None:
     feedback = message.response_metadata.get("prompt_feedback")
     reason = feedback.get("block_reason") if isinstance(feedback, dict) else None
     # Unset is 0 in Google's messages.
-    return str(reason) if reason else None
+    return str(getattr(reason, "name", reason)) if reason else None
