@@ -6,6 +6,7 @@ a run and an async run.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -67,7 +68,7 @@ def answered(question: Question, models: Models, config: RunnableConfig) -> dict
     step = next(talk)
     while True:
         try:
-            found = _runnable(step, question, models).invoke(_given(step), config)
+            found = _at_once(_runnable(step, question, models), _given(step), config)
         except Exception as error:
             step, outputs = _on(talk, error=error)
         else:
@@ -89,6 +90,15 @@ async def awaited(question: Question, models: Models, config: RunnableConfig) ->
             step, outputs = _on(talk, found)
         if step is None:
             return outputs
+
+
+def _at_once(asked: Runnable[Any, Any], given: Any, config: RunnableConfig) -> Any:
+    from langchain_core.tools import StructuredTool
+
+    if isinstance(asked, StructuredTool) and asked.func is None:
+        # A tool that can only be awaited: no loop runs in this thread, which is the node's own.
+        return asyncio.run(asked.ainvoke(given, config))
+    return asked.invoke(given, config)
 
 
 def _on(talk: _Talk, found: Any = None, error: Exception | None = None) -> tuple[Any, dict[str, Any]]:
@@ -220,4 +230,4 @@ def _blocked(message: AIMessage) -> str | None:
     feedback = message.response_metadata.get("prompt_feedback")
     reason = feedback.get("block_reason") if isinstance(feedback, dict) else None
     # Unset is 0 in Google's messages.
-    return str(reason) if reason else None
+    return str(getattr(reason, "name", reason)) if reason else None

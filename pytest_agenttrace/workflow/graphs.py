@@ -28,6 +28,8 @@ INDEX = ITEM_NAMES[1]
 
 # How many nodes run at the same time, at most: branches, and items of a map.
 SIDE_BY_SIDE = 10
+# Seconds before a node is tried again for the first time; each later wait is twice as long, up to the second.
+WAITS = (0.5, 30.0)
 # How often routes may lead through the whole workflow again before a run is given up.
 _PASSAGES = 25
 
@@ -122,7 +124,9 @@ def _retries(config: WorkflowConfig) -> Any:
     def worth_it(error: Exception) -> bool:
         return isinstance(error, WorkflowError) and error.again
 
-    return RetryPolicy(max_attempts=config.config.execution.max_retries + 1, max_interval=30.0, retry_on=worth_it)
+    first, longest = WAITS
+    attempts = config.config.execution.max_retries + 1
+    return RetryPolicy(max_attempts=attempts, initial_interval=first, max_interval=longest, retry_on=worth_it)
 
 
 def _runnable(config: WorkflowConfig, node: Node, tools: tuple[BaseTool, ...], models: Models) -> Any:
@@ -259,6 +263,10 @@ def _end(name: str) -> str:
     return GRAPH_END if name == END else name
 
 
+def _node(edge: Edge) -> str | None:
+    return None if edge.source == START else edge.source
+
+
 def _routes(config: WorkflowConfig, edge: Edge) -> Callable[[Mapping[str, Any]], str]:
     """The first route whose condition holds, else the default one."""
 
@@ -278,7 +286,7 @@ def _holds(condition: Condition, values: Mapping[str, Any], edge: Edge) -> bool:
         return condition.evaluate(values, edge.source)
     except ConditionFailed as error:
         text = str(error).removeprefix(f"{edge.source}: ")
-        raise WorkflowError(text, edge.place, edge.source) from error
+        raise WorkflowError(text, edge.place, _node(edge)) from error
 
 
 def _loop(edge: Edge, of: Loop) -> Callable[[Mapping[str, Any]], str]:
@@ -298,7 +306,7 @@ def _map(config: WorkflowConfig, edge: Edge, of: Parallel) -> Callable[[Mapping[
         items = seen(config, state)[of.items_field]
         if items is None:
             text = f"parallel: {of.items_field} is null: a list is wanted, [] for no items"
-            raise WorkflowError(text, edge.place, None if edge.source == START else edge.source)
+            raise WorkflowError(text, edge.place, _node(edge))
         if not items:
             return _onwards(config, of, state)
         return [Send(of.target_node, {**state, ITEM: item, INDEX: at}) for at, item in enumerate(items)]

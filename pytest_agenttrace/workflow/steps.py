@@ -7,6 +7,7 @@ for it, so that it runs once.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
@@ -32,10 +33,11 @@ class Step:
 def waiting(config: WorkflowConfig) -> frozenset[str]:
     """The nodes that wait for all others that run: joins which one branch reaches before another."""
     ways = _Ways(config)
-    found: set[str] = set()
-    while more := {name for step in ways.steps(frozenset(found)) for name in ways.early(step)} - found:
+    found = frozenset[str]()
+    # Step by step: what comes after a join that did not wait is no way that a run takes.
+    while more := next(filter(None, (ways.early(step) - found for step in ways.steps(found))), None):
         found |= more
-    return frozenset(found)
+    return found
 
 
 def check_steps(subject: Subject) -> None:
@@ -114,6 +116,7 @@ class _Ways:
         self.edges: dict[str, list[Edge]] = {}
         for edge in config.edges:
             self.edges.setdefault(edge.source, []).append(edge)
+        self.known: dict[tuple[str, str], bool] = {}
         self.onwards = {name: {to for edge in edges for to in edge.targets} for name, edges in self.edges.items()}
 
     def choices(self, name: str) -> list[frozenset[str]]:
@@ -131,25 +134,29 @@ class _Ways:
     def steps(self, waits: frozenset[str]) -> list[Step]:
         """Every step that can be, the nodes of `waits` run only where no other does."""
         known: dict[frozenset[str], Step] = {}
-        todo = [due for due in self.choices(START) if due]
+        todo = deque(due for due in self.choices(START) if due)
         while todo and len(known) < _MOST:
-            due = todo.pop()
+            due = todo.popleft()
             if due in known:
                 continue
             step = known[due] = Step(due - waits or due, due & waits if due - waits else frozenset())
-            afters = _unions(self.choices(name) for name in sorted(step.runs))
-            todo += [after | step.waits for after in afters if after | step.waits]
+            if len(todo) > _MOST:
+                continue
+            afters = (after | step.waits for after in _unions(self.choices(name) for name in sorted(step.runs)))
+            todo += [after for after in afters if after and after not in known]
         return list(known.values())
 
-    def early(self, step: Step) -> set[str]:
+    def early(self, step: Step) -> frozenset[str]:
         """Nodes of a step that another branch is still on its way to."""
         due = step.runs | step.waits
-        return {name for name in step.runs for other in due if other != name and self.leads(other, name)}
+        return frozenset(name for name in step.runs for other in due if other != name and self.leads(other, name))
 
     def leads(self, name: str, to: str) -> bool:
         """Whether one node leads to another before both lead to a third, where their branches join."""
-        both = self.behind(name) & self.behind(to) - {to}
-        return to in self.reached(name, both)
+        if (name, to) not in self.known:
+            both = self.behind(name) & self.behind(to) - {to}
+            self.known[name, to] = name not in both and to in self.reached(name, both)
+        return self.known[name, to]
 
     def behind(self, name: str) -> set[str]:
         """The nodes on every way from a node to the end, itself first."""
