@@ -101,7 +101,8 @@ class _Run:
             warn=self._warn,
             callbacks=[progress(_say)],
         )
-        result, raised = self._outcome(workflow, given, observer)
+        with _stdout_is_ours():
+            result, raised = self._outcome(workflow, given, observer)
         self._tell(observer)
         if raised is not None:
             return self._failed(raised)
@@ -136,7 +137,7 @@ class _Run:
         error: BaseException | None = None
         try:
             observer.open()
-            with self._cassette(observer) as tape, _stdout_is_ours():
+            with self._cassette() as tape:
                 try:
                     result = workflow.run(given, observer=observer)
                 except BaseException:
@@ -154,7 +155,7 @@ class _Run:
         return result, error
 
     @contextmanager
-    def _cassette(self, observer: Observer) -> Iterator[GeminiCassette | None]:
+    def _cassette(self) -> Iterator[GeminiCassette | None]:
         path = self._record if self._record is not None else self._replay
         if path is None:
             yield None

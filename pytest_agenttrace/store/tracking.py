@@ -68,6 +68,10 @@ class TrackingFailed(Exception):
     """A run cannot be traced where its workflow says: the cause, and the way out on a line of its own."""
 
 
+class _Silent(TrackingFailed):
+    """A store that does not answer, or not in time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tracked:
     """What the store holds of a run: the spans of its traces, what MLflow says each has used, and whether this MLflow
@@ -110,6 +114,7 @@ class Tracking:
         self.experiment_id = experiment_id
         self._client = client
         self._writer = writer
+        self._lost: TrackingFailed | None = None
 
     @property
     def shown(self) -> str:
@@ -172,7 +177,15 @@ class Tracking:
             forget(recording, self._writer)
 
     def _bounded(self, what: str, function: Callable[[], _T], seconds: float = WRITING) -> _T:
-        return _bounded(f"{mask(self.uri)}: MLflow could not {what}", function, seconds, self.uri)
+        if self._lost is not None:
+            raise self._lost
+        try:
+            _reach(self.uri)
+            return _bounded(f"{mask(self.uri)}: MLflow could not {what}", function, seconds, self.uri)
+        except _Silent as error:
+            # Nobody waits a second time for one that is gone.
+            self._lost = error
+            raise
 
 
 def open_tracking(uri: str, experiment: str, *, asynchronous: bool) -> Tracking:
@@ -267,7 +280,7 @@ def _reach(uri: str) -> None:
     try:
         socket.create_connection((parts.hostname, port), timeout=_CONNECTING).close()
     except OSError as error:
-        raise TrackingFailed(
+        raise _Silent(
             f"{mask(uri)} cannot be reached: {error.strerror or error}\n"
             f"  Start it: mlflow server --host {parts.hostname} --port {port}"
         ) from None
@@ -288,7 +301,7 @@ def _bounded(failed: str, function: Callable[[], _T], seconds: float, uri: str) 
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise TrackingFailed(f"{failed}: no answer within {seconds:g} s")
+        raise _Silent(f"{failed}: no answer within {seconds:g} s")
     if errors:
         if isinstance(errors[0], TrackingFailed):
             raise errors[0]
