@@ -138,6 +138,8 @@ class _Run:
         try:
             observer.open()
             with self._cassette() as tape:
+                if tape is not None:
+                    observer.hear(lambda: tape.calls)
                 try:
                     result = workflow.run(given, observer=observer)
                 except BaseException:

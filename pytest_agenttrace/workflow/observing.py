@@ -80,6 +80,7 @@ class Observer:
         self._strict = strict
         self._say, self._warn = say, warn
         self._tap = Tap()
+        self._witness: Callable[[], tuple[Call, ...]] | None = None
         self._keeping = Keeping(self._settings.artifact_level, self._keeps_prompts)
         self._tracking: Tracking | None = None
         self._recording: Recording | None = None
@@ -89,7 +90,11 @@ class Observer:
     @property
     def calls(self) -> tuple[Call, ...]:
         """What was asked of Gemini, as the wire saw it; nothing where the run is not traced."""
-        return self._tap.calls
+        return self._tap.calls if self._witness is None else self._witness()
+
+    def hear(self, witness: Callable[[], tuple[Call, ...]]) -> None:
+        """Let another tell what was asked: an open cassette, which knows how long a recorded call took, and when."""
+        self._witness = witness
 
     @contextmanager
     def run(self) -> Iterator[RunnableConfig]:
@@ -156,7 +161,7 @@ class Observer:
         """What runs in the block is traced, and what it asks of Gemini is seen."""
         recording = self._recording
         with ExitStack() as stack:
-            if self._settings.enabled:
+            if self._settings.enabled and self._witness is None:
                 stack.enter_context(tapped(self._tap))
             stack.enter_context(recording.active() if recording is not None else nullcontext())
             yield {"callbacks": list(self._callbacks)}
@@ -189,7 +194,7 @@ class Observer:
             self._problem("MLflow has traced nothing of the run")
             return
         price = self._pricer()
-        trace = self.trace = build_trace(tracked.spans, self._tap.calls, price)
+        trace = self.trace = build_trace(tracked.spans, self.calls, price)
         self.disagreements = tuple(_disagreements(trace, tracked, ended=status == "ok"))
         summary = self.summary = summarise(
             trace,
