@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace.environment import dummy_key
-from pytest_agenttrace.session import Session
+from pytest_agenttrace.session.state import Session
 from pytest_agenttrace.settings import SettingsError, read_settings
 
 if TYPE_CHECKING:
-    from pytest_agenttrace.budget import Lift, Limit
-    from pytest_agenttrace.projectbudgets import ProjectBudgets
+    from pytest_agenttrace.budgets.limits import Lift, Limit
+    from pytest_agenttrace.budgets.project import ProjectBudgets
 
 __all__ = ["BUDGETS", "LIMITS", "SESSION", "failed_by", "marker_layers", "named_alone", "named_by_tests"]
 
@@ -165,7 +165,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 
 def _read_markers(item: pytest.Item) -> list[str]:
-    from pytest_agenttrace.budget import BudgetError, closest, parse_budget
+    from pytest_agenttrace.budgets.limits import BudgetError, closest, parse_budget
 
     problems: list[str] = []
     limits: list[Sequence[Limit | Lift]] = []

@@ -13,9 +13,9 @@ from pytest_agenttrace.inifile import unquoted
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_agenttrace.budget import Limit
+    from pytest_agenttrace.budgets.limits import Limit
+    from pytest_agenttrace.budgets.project import ProjectBudgets
     from pytest_agenttrace.prices import Prices
-    from pytest_agenttrace.projectbudgets import ProjectBudgets
     from pytest_agenttrace.replay import Mode, Spending
     from pytest_agenttrace.testrun import Keep
 
@@ -311,7 +311,7 @@ def budgets_of(config: pytest.Config) -> ProjectBudgets | None:
         file = read_project(config.rootpath)
         if file is None:
             return None
-        from pytest_agenttrace.projectbudgets import read_budgets
+        from pytest_agenttrace.budgets.project import read_budgets
 
         return read_budgets(file)
     except ProjectError as error:
@@ -323,8 +323,8 @@ def run_limits_of(config: pytest.Config, budgets: ProjectBudgets | None) -> list
     given = config.getoption("agenttrace_budget")
     if not given:
         return [] if budgets is None else list(budgets.run)
-    from pytest_agenttrace.budget import BudgetError, closest
-    from pytest_agenttrace.runbudget import parse_run_budget
+    from pytest_agenttrace.budgets.limits import BudgetError, closest
+    from pytest_agenttrace.budgets.whole_run import parse_run_budget
 
     try:
         return closest([parse_run_budget(given), () if budgets is None else budgets.run])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,11 @@ def test_no_file_no_table_and_what_is_no_table(tmp_path: Path) -> None:
 )
 def test_the_tests_of_a_pattern(pattern: str, nodeid: str, fits: bool) -> None:
     assert matches(pattern, nodeid) is fits
+
+
+@pytest.mark.parametrize("written", ["0.1", "0.30000000000000004", "1e-400", "123456789.123456789123456789"])
+def test_numbers_are_as_they_are_written(tmp_path: Path, written: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(f"[tool.agenttrace.budgets]\ncost = {written}\n")
+    found = read_project(tmp_path)
+    assert found is not None
+    assert found.table["budgets"]["cost"] == Decimal(written)

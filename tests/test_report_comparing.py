@@ -457,7 +457,7 @@ def test_another_model_is_named_once_as_a_request_and_once_with_its_prices() -> 
     assert told(was, now)[:3] == [
         "cost: research +$0.004727 by prices alone (+310%)",
         "  gemini-2.5-flash -> gemini-2.5-pro: input $0.30 -> $1.25, output $2.50 -> $10.00 a million tokens",
-        "request: research: model gemini-2.5-flash -> gemini-2.5-pro in 1 request",
+        "request: model gemini-2.5-flash -> gemini-2.5-pro in 1 request of research",
     ]
     assert "answered by" not in " ".join(told(was, now))
 
@@ -571,8 +571,7 @@ def test_another_answering_model_is_news_only() -> None:
     was = article()
     now = replace(was, calls=tuple(replace(asked, answered_by="gemini-2.5-flash-002") for asked in was.calls))
     assert told(was, now) == [
-        f"informational: {node}: answered by {FLASH} -> gemini-2.5-flash-002 in 1 request"
-        for node in ("research", "write")
+        f"informational: answered by {FLASH} -> gemini-2.5-flash-002 in 2 requests of research, write"
     ]
 
 

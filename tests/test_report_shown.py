@@ -259,7 +259,12 @@ def test_tests_of_one_workflow_are_averaged() -> None:
 
 def test_a_node_inside_of_another_is_in_that_ones_month() -> None:
     was, now = (traced(call("report|write", used(10, count))) for count in (10, 20))
-    assert [one.node for one in monthly(compare(ledger(was), ledger(now)).rows, Traffic(1))] == ["report"]
+    found = compare(ledger(was), ledger(now))
+    assert [one.node for one in monthly(found.rows, Traffic(1))] == ["report"]
+    said = "\n`report|write` runs inside of `report`, whose row includes it.\n"
+    assert said in as_markdown(judge(found, "cost"))
+    assert said in of_one_ledger(ledger(now))
+    assert "whose row" not in of_one_ledger(ledger(article()))
 
 
 def test_tests_without_traffic_are_left_out() -> None:

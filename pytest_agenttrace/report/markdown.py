@@ -66,6 +66,17 @@ def _table(nodes: Sequence[Row], total: Row) -> Iterator[str]:
     if len(moved) > _ROWS:
         yield f"| and {len(moved) - _ROWS} more nodes | | | | |"
     yield _row("**all tests compared**", total)
+    yield from _nested(row.node or "" for row in moved)
+
+
+def _nested(nodes: Iterable[str]) -> Iterator[str]:
+    """That the rows are no sum, where a node of a subgraph stands beside the one it runs in."""
+    names = set(nodes)
+    for name in sorted(names):
+        outer = name.rpartition("|")[0]
+        if outer in names:
+            yield f"\n{code(name)} runs inside of {code(outer)}, whose row includes it."
+            return
 
 
 def _row(name: str, row: Row) -> str:
@@ -185,6 +196,7 @@ def _dearest(sums: dict[str, Spent], parts: dict[str, list[Spent]]) -> Iterator[
         yield f"| {code(node, cell=True)} | {' | '.join(cells)} |"
     if len(ordered) > _ROWS:
         yield f"| and {len(ordered) - _ROWS} more nodes | | | | |"
+    yield from _nested(sums)
 
 
 def bounded(text: str, limit: int = LIMIT) -> str:

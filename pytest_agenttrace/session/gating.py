@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_agenttrace.bookkeeping import Bookkeeper, ungrouped
 from pytest_agenttrace.collect import SESSION
 from pytest_agenttrace.options import OptionError, baseline_of
 from pytest_agenttrace.projectfile import ProjectError
+from pytest_agenttrace.session.bookkeeping import Bookkeeper, ungrouped
 
 if TYPE_CHECKING:
     from pytest_agenttrace.ledger import Ledger

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from pytest_agenttrace.collect import SESSION
-from pytest_agenttrace.session import Session
+from pytest_agenttrace.session.state import Session
 from pytest_agenttrace.testrun import Run
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def facts_told(
 ) -> list[tuple[str | None, str]]:
     """What a report carries to the ledger: of a test that is over (`ours`: it asks for a fixture of ours), and of runs
     that have ended since, each under its name. Under no name: why one could not be told."""
-    from pytest_agenttrace.results import told_facts
+    from pytest_agenttrace.session.results import told_facts
 
     root, scratch = item.config.rootpath, item.config.stash[SESSION].root
     told: list[tuple[str | None, str]] = []
@@ -60,7 +60,7 @@ class Bookkeeper:
         self._session = session
         self._root = root
         self._ledger = ledger
-        from pytest_agenttrace.results import Results
+        from pytest_agenttrace.session.results import Results
 
         self.results = Results()
         self._trouble: list[str] = []

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_agenttrace.environment import sweep_key
-from pytest_agenttrace.totals import Spent, read_spent
+from pytest_agenttrace.session.totals import Spent, read_spent
 
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
 
-    from pytest_agenttrace.budget import Use
+    from pytest_agenttrace.budgets.limits import Use
     from pytest_agenttrace.store import StoreFactory
 
 __all__ = ["CassetteUse", "Session"]
@@ -169,7 +169,7 @@ class Session:
         if told.get("bill"):
             self.bills[test] = told["bill"]
         if "uses" in told:
-            from pytest_agenttrace.limits_used import read_uses
+            from pytest_agenttrace.budgets.fullness import read_uses
 
             self.uses[test] = read_uses(told["uses"])
         self.nodes.update(told.get("nodes", ()))
