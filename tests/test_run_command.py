@@ -324,3 +324,26 @@ def test_ctrl_c_ends_trace_and_run_and_leaves_nothing_half_written(folder: Path,
     assert not (folder / "c.yaml").exists()
     if recording:
         assert "the recording is incomplete" in err
+
+
+# The README
+
+
+def test_the_readme_shows_what_is_said(folder: Path) -> None:
+    """The run of examples/yaml_workflow: all but its id, MLflow's version and the folder is as it is shown."""
+    from tests.shown import README, ROOT
+
+    example = Path("examples", "yaml_workflow")
+    (folder / example).mkdir(parents=True)
+    for name in ("pitch.yaml", "pitch.cassette.yaml"):
+        (folder / example / name).write_bytes((ROOT / example / name).read_bytes())
+    cassette = str(example / "pitch.cassette.yaml")
+    done = ran(str(example / "pitch.yaml"), "-i", "topic=solar sails", "--verbose", "--replay", cassette)
+    assert done.exit_code == 0
+    (shown,) = re.findall(r"```\n(✓ MLflow .*?)```\n", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert _plain(done.stderr + done.stdout) == _plain(shown)
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"(?<=✓ MLflow )\S+|(?<=sqlite:///).*(?=mlflow\.db)|(?<=✓ Run: ).*|(?<=ID: )\d+", "...", text)
+    return re.sub(r"(?<=\()\d+\.\d s(?=\))", "TIME", text)

@@ -251,7 +251,7 @@ class MlflowSettings:
         "minimal: costs only; standard: traces with inputs and outputs; full: prompts, replies, states as files too.",
         "standard",
     )
-    log_prompts: bool = _key("Whether prompts and replies are kept.", True)
+    log_prompts: bool = _key("Whether prompts are kept.", True)
 
 
 @dataclass(frozen=True, slots=True)
