@@ -93,8 +93,10 @@ def _edges(names: list[str], chance: random.Random) -> list[dict[str, Any]]:
     """Ways forward through the nodes, of all kinds; now and then one back."""
     found = []
     for at, name in enumerate(["START", *names]):
-        later = [*names[at:], "END"]
-        targets = chance.sample(later, min(len(later), chance.choice([1, 1, 2, 2, 3])))
+        # The next node is always among them, so that each is reached.
+        first, *others = [*names[at:], "END"]
+        targets = [first, *chance.sample(others, min(len(others), chance.choice([0, 0, 1, 1, 2])))]
+        chance.shuffle(targets)
         kind = chance.random()
         if kind < 0.2 and len(targets) > 1:
             back = chance.random() < 0.3 and at > 0
@@ -147,7 +149,7 @@ def test_graphs_of_all_kinds_run_to_their_end(models: Models) -> None:
             ran, circles = ran + (said is None), circles + (said is not None)
             assert time.monotonic() - begun < LONGEST, number
             _ran_once(found, server, number)
-    assert ran > 100
+    assert ran > 60
     assert refused > 50
     assert circles < ran / 10
 
