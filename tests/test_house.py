@@ -53,7 +53,7 @@ FLOORS = (
     ("workflow.loading", "workflow.schema"),
     ("workflow.checking",),
     ("workflow.ways", "workflow.steps"),
-    ("workflow.references",),
+    ("workflow.references", "workflow.joins"),
     ("workflow.reading",),
     ("workflow.refused",),
     ("workflow.models", "workflow.naming"),

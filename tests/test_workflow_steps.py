@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_agenttrace.workflow import ConfigError, parse_config
-from pytest_agenttrace.workflow.steps import waiting
+from pytest_agenttrace.workflow.joins import joins_of
 from tests.running import edge, node, route, written
 
 FIELDS = {
@@ -46,30 +46,39 @@ LOOP = {"condition_field": "done", "exit_to": "c"}
 @pytest.mark.parametrize(
     ("edges", "waits"),
     [
-        ([edge("START", "a"), edge("a", "b"), edge("b", "END")], ""),
+        ([edge("START", "a"), edge("a", "b"), edge("b", "END")], "+"),
         # Branches of one length arrive together.
-        ([edge("START", "a", "b"), edge("a", "c"), edge("b", "c"), edge("c", "END")], ""),
-        ([edge("START", "a", "b"), edge("a", "a2"), edge("b", "b2"), edge("a2", "c"), edge("b2", "c"), edge("c", "END")], ""),
-        ([edge("START", "a", "b"), edge("a", "END"), edge("b", "END")], ""),
+        ([edge("START", "a", "b"), edge("a", "c"), edge("b", "c"), edge("c", "END")], "+"),
+        ([edge("START", "a", "b"), edge("a", "a2"), edge("b", "b2"), edge("a2", "c"), edge("b2", "c"), edge("c", "END")], "+"),
+        ([edge("START", "a", "b"), edge("a", "END"), edge("b", "END")], "+"),
         # One is longer, may end before, or repeats.
-        ([edge("START", "a", "b"), edge("a", "a2"), edge("a2", "c"), edge("b", "c"), edge("c", "END")], "c"),
-        ([edge("START", "a", "c"), edge("a", "c"), edge("c", "END")], "c"),
-        ([edge("START", "a", "b"), edge("a", routes=[route("x > 1", "c"), route("default", "END")]), edge("b", "c"), edge("c", "END")], ""),
-        ([edge("START", "a", "b"), edge("a", routes=[route("x > 1", "c"), route("default", "a2")]), edge("a2", "c"), edge("b", "c"), edge("c", "END")], "c"),
-        ([edge("START", "a", "b"), edge("a", loop=LOOP), edge("b", "c"), edge("c", "END")], "c"),
+        ([edge("START", "a", "b"), edge("a", "a2"), edge("a2", "c"), edge("b", "c"), edge("c", "END")], "c+"),
+        ([edge("START", "a", "c"), edge("a", "c"), edge("c", "END")], "c+"),
+        ([edge("START", "a", "b"), edge("a", routes=[route("x > 1", "c"), route("default", "END")]), edge("b", "c"), edge("c", "END")], "+"),
+        ([edge("START", "a", "b"), edge("a", routes=[route("x > 1", "c"), route("default", "a2")]), edge("a2", "c"), edge("b", "c"), edge("c", "END")], "+c"),
+        ([edge("START", "a", "b"), edge("a", loop=LOOP), edge("b", "c"), edge("c", "END")], "+c"),
         # A way back to the fork is no branch on its way to a node of it.
-        ([edge("START", "d"), edge("d", "a", "b"), edge("a", "a2"), edge("b", "b2"), edge("a2", "c"), edge("b2", "c"), edge("c", routes=[route("x > 1", "d"), route("default", "END")])], ""),
-        ([edge("START", "d"), edge("d", "a", "b"), edge("a", "a2"), edge("a2", "c"), edge("b", "c"), edge("c", routes=[route("x > 1", "d"), route("default", "END")])], "c"),
+        ([edge("START", "d"), edge("d", "a", "b"), edge("a", "a2"), edge("b", "b2"), edge("a2", "c"), edge("b2", "c"), edge("c", routes=[route("x > 1", "d"), route("default", "END")])], "+"),
+        ([edge("START", "d"), edge("d", "a", "b"), edge("a", "a2"), edge("a2", "c"), edge("b", "c"), edge("c", routes=[route("x > 1", "d"), route("default", "END")])], "c+"),
         # Alternatives are no branches side by side.
-        ([edge("START", routes=[route("x > 1", "a"), route("default", "b")]), edge("a", "a2"), edge("a2", "c"), edge("b", "c"), edge("c", "END")], ""),
+        ([edge("START", routes=[route("x > 1", "a"), route("default", "b")]), edge("a", "a2"), edge("a2", "c"), edge("b", "c"), edge("c", "END")], "+"),
         # A fork within a fork: the inner one joins by itself where its branches are equally long.
-        ([edge("START", "a", "b"), edge("a", "d", "e"), edge("d", "f"), edge("e", "f"), edge("f", "c"), edge("b", "c"), edge("c", "END")], "c"),
+        ([edge("START", "a", "b"), edge("a", "d", "e"), edge("d", "f"), edge("e", "f"), edge("f", "c"), edge("b", "c"), edge("c", "END")], "c+"),
+        # Ways that pass over a node, within each other.
+        ([edge("START", "a"), edge("a", "b", "c", "d"), edge("b", "c"), edge("c", "d"), edge("d", "END")], "cd+"),
+        # All before it may not come: of d or e one does.
+        ([edge("START", "a", "b"), edge("a", routes=[route("x > 1", "d"), route("default", "e")]), edge("d", "f"), edge("e", "c"), edge("f", "c"), edge("b", "c"), edge("c", "END")], "+c"),
+        # A fork within a fork, of ways that decide.
+        ([edge("START", "a", "b"), edge("a", "d", "e"), edge("d", routes=[route("x > 1", "f"), route("default", "g")]), edge("g", "f"), edge("e", "f"), edge("f", "c"), edge("b", "c"), edge("c", "END")], "c+f"),
+        # What lies behind a map may be reached without its node.
+        ([edge("START", "a", "b"), edge("a", parallel={"items_field": "items", "target_node": "d", "collect_field": "found"}), edge("d", "c"), edge("b", "c"), edge("c", "END")], "+c"),
         # Two that wait, one after the other.
-        ([edge("START", "a", "b"), edge("a", "a2"), edge("a2", "c"), edge("b", "c"), edge("c", "d", "e"), edge("d", "f"), edge("f", "g"), edge("e", "g"), edge("g", "END")], "cg"),
+        ([edge("START", "a", "b"), edge("a", "a2"), edge("a2", "c"), edge("b", "c"), edge("c", "d", "e"), edge("d", "f"), edge("f", "g"), edge("e", "g"), edge("g", "END")], "cg+"),
     ],
 )  # fmt: skip
 def test_a_join_waits_where_one_branch_is_there_first(edges: list[dict[str, Any]], waits: str) -> None:
-    assert "".join(sorted(waiting(config(edges)))) == waits
+    joins = joins_of(config(edges))
+    assert "".join(sorted(joins.gathers)) + "+" + "".join(sorted(joins.waits)) == waits
 
 
 FORK = [edge("START", "a", "b"), edge("a", "END"), edge("b", "END")]
@@ -93,7 +102,7 @@ MAP = {"items_field": "items", "target_node": "a", "collect_field": "found"}
         ([edge("START", parallel=MAP), edge("a", routes=[route("found != []", "b"), route("default", "END")]), edge("b", "END")], {}, ["edges[1].routes[0].condition.logic: a map runs a once for each item, and found is whole only after it: decide in a node behind it"]),
         ([edge("START", parallel=MAP), edge("a", routes=[route("x > 1", "b"), route("default", "END")]), edge("b", "END")], {}, []),
         # Forks within forks
-        ([edge("START", "a", "b"), edge("a", "d", "e"), edge("d", "g"), edge("g", "f"), edge("e", "f"), edge("f", "c"), edge("b", "c"), edge("c", "END")], {}, ["nodes.c: c joins branches around f, which joins branches of its own: where forks lie within forks, make the branches that join in f equally long"]),
+        ([edge("START", "a", "b"), edge("a", "d", "e"), edge("d", routes=[route("x > 1", "f"), route("default", "g")]), edge("g", "f"), edge("e", "f"), edge("f", "c"), edge("b", routes=[route("x > 1", "c"), route("default", "END")]), edge("c", "END")], {}, ["nodes.c: f and c both join branches, one within the other's, and neither can know who is still to come: lead the branches to f by `to` alone, not by routes, a loop or a map"]),
     ],
 )  # fmt: skip
 def test_what_nodes_side_by_side_may_not_do(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pytest_agenttrace.workflow.asking import Question, answered, awaited
 from pytest_agenttrace.workflow.conditions import Condition, ConditionFailed
 from pytest_agenttrace.workflow.failing import WorkflowError
+from pytest_agenttrace.workflow.joins import Ways, joins_of
 from pytest_agenttrace.workflow.models import END, START, Edge, Loop, Node, Parallel, WorkflowConfig
 from pytest_agenttrace.workflow.placeholders import ITEM, ITEM_NAMES
 from pytest_agenttrace.workflow.providers import Models
-from pytest_agenttrace.workflow.steps import waiting
 from pytest_agenttrace.workflow.timing import TimeIsUp, awaited_within, within
 from pytest_agenttrace.workflow.tools import resolved_tools
 from pytest_agenttrace.workflow.types import Type, fits
@@ -39,17 +39,19 @@ def graph_of(config: WorkflowConfig, models: Models) -> CompiledStateGraph[Any, 
     from langgraph.graph import StateGraph
 
     tools = _all_tools(config)
-    waits = waiting(config)
+    joins, ways = joins_of(config), Ways(config)
     graph = StateGraph(_state(config))
     for node in config.nodes:
         graph.add_node(
             node.id,
             _runnable(config, node, tools[node.id], models),
             retry_policy=_retries(config),
-            defer=node.id in waits,
+            defer=node.id in joins.waits,
         )
     for edge in config.edges:
-        _add_edge(config, graph, edge)
+        _add_edge(config, graph, edge, joins.gathers)
+    for name in sorted(joins.gathers):
+        graph.add_edge(list(ways.before(name)), name)
     limits = {"recursion_limit": steps_of(config), "max_concurrency": SIDE_BY_SIDE}
     return graph.compile(name=f"workflow_{config.flow.name}").with_config(limits)  # type: ignore[arg-type]
 
@@ -242,12 +244,14 @@ def _output_type(node: Node, name: str) -> Type:
 # Edges
 
 
-def _add_edge(config: WorkflowConfig, graph: Any, edge: Edge) -> None:
+def _add_edge(config: WorkflowConfig, graph: Any, edge: Edge, gathers: frozenset[str]) -> None:
     from langgraph.graph import START as GRAPH_START
 
     source = GRAPH_START if edge.source == START else edge.source
     for target in edge.to:
-        graph.add_edge(source, _end(target))
+        # A node that gathers has one edge from all before it.
+        if target not in gathers:
+            graph.add_edge(source, _end(target))
     if edge.routes:
         graph.add_conditional_edges(source, _routes(config, edge), [_end(name) for name in edge.targets])
     if edge.loop is not None:

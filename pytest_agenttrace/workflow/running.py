@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_agenttrace.workflow.failing import WorkflowError
+from pytest_agenttrace.workflow.failing import WorkflowError, said_of
 from pytest_agenttrace.workflow.graphs import graph_of
 from pytest_agenttrace.workflow.loading import load_config
 from pytest_agenttrace.workflow.models import LlmSettings, WorkflowConfig
@@ -142,15 +142,20 @@ async def _ainvoke(workflow: Workflow, given: dict[str, Any], observer: Observer
 
 def _failed(workflow: Workflow, error: Exception) -> Exception:
     """What LangGraph itself gave up with, in this format's words; all else as it is."""
-    from langgraph.errors import GraphRecursionError
+    from langgraph.errors import GraphRecursionError, InvalidUpdateError
 
     if isinstance(error, GraphRecursionError):
         steps = f"after {workflow.graph.config.get('recursion_limit')} steps it is at no end"  # type: ignore[union-attr]
         return WorkflowError(f"{steps}: its routes lead in a circle", str(workflow.config.path))
+    if isinstance(error, InvalidUpdateError):
+        # Told when the file is read, but of a workflow with more ways than are looked at.
+        found = WorkflowError(f"nodes side by side write one field: {said_of(error)}", str(workflow.config.path))
+        found.__cause__ = error
+        return found
     return error
 
 
-def _result(workflow: Workflow, state: Mapping[str, Any], observer: Observer) -> WorkflowResult:
-    return WorkflowResult(
-        seen(workflow.config, state), observer.trace, observer.run_id, observer.summary, tuple(observer.problems)
-    )
+def _result(workflow: Workflow, state: Mapping[str, Any] | None, observer: Observer) -> WorkflowResult:
+    # LangGraph gives None where nothing was written, by no input and no node.
+    fields = seen(workflow.config, {} if state is None else state)
+    return WorkflowResult(fields, observer.trace, observer.run_id, observer.summary, tuple(observer.problems))
