@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from pytest_agenttrace.gemini_server import GeminiServer, Reply
 from pytest_agenttrace.store.database import cache_directory, load_template
@@ -149,7 +146,6 @@ def files_with(folder: Path, text: str) -> set[str]:
     return {"/".join("RUN" if len(part) == 32 else part for part in parts) for parts in found}
 
 
-@pytest.fixture
-def model() -> Iterator[GeminiServer]:
-    with scripted() as server:
-        yield server
+def search(query: str) -> str:
+    """Finds what is asked for: a tool of workflows."""
+    return f"foundbilby on {query}"

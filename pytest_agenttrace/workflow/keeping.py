@@ -54,6 +54,7 @@ _KEPT_PARAMETERS = ("model", "model_name")
 _KEPT_FACTS = ("mlflow.trace.", "mlflow.trace_schema.", "mlflow.source.", "mlflow.user", "mlflow.sourceRun")
 _KEPT_TAGS = ("mlflow.traceName", "mlflow.artifactLocation", "mlflow.trace.spansLocation")
 _INPUTS, _MESSAGES = "mlflow.spanInputs", "mlflow.chat.messages"
+_ASKED = frozenset({_INPUTS, _MESSAGES, "mlflow.chat.tools", "invocation_params", "options"})
 # Of the roles in a conversation, whose words are the prompt.
 _ASKING = frozenset({"user", "system", "human", "developer"})
 _MODELS = frozenset({"CHAT_MODEL", "LLM", "EMBEDDING"})
@@ -112,7 +113,8 @@ class Keeping:
     def _without_prompts(self, span: dict[str, Any]) -> dict[str, Any]:
         attributes = {key: self._attribute(value) for key, value in span["attributes"].items()}
         if _type(span) in _MODELS and not self._prompts(node_of(_metadata(span))):
-            attributes = {key: value for key, value in attributes.items() if key not in (_INPUTS, _MESSAGES)}
+            # Schemas and tools with their descriptions are told to a model too.
+            attributes = {key: value for key, value in attributes.items() if key not in _ASKED} | _model_of(span)
         events = [{**event, "attributes": self.plain(event.get("attributes") or {})} for event in span["events"]]
         return {**span, "attributes": attributes, "events": events, "status": self.plain(span["status"])}
 
@@ -154,9 +156,7 @@ def _minimal(span: dict[str, Any]) -> dict[str, Any]:
     metadata = {key: value for key, value in _metadata(span).items() if key in _KEPT_METADATA}
     if metadata:
         attributes["metadata"] = json.dumps(metadata)
-    asked = _loaded(span["attributes"].get("invocation_params"))
-    if isinstance(asked, dict) and (models := {key: asked[key] for key in _KEPT_PARAMETERS if key in asked}):
-        attributes["invocation_params"] = json.dumps(models)
+    attributes |= _model_of(span)
     events = [_bare(event) for event in span["events"] if event["name"] == "exception"]
     return {
         **span,
@@ -165,6 +165,13 @@ def _minimal(span: dict[str, Any]) -> dict[str, Any]:
         "status": {**span["status"], "message": ""},
         **({"links": []} if "links" in span else {}),
     }
+
+
+def _model_of(span: dict[str, Any]) -> dict[str, Any]:
+    """Of what a model was called with, its name: MLflow 3.9 says it nowhere else."""
+    asked = _loaded(span["attributes"].get("invocation_params"))
+    models = {key: asked[key] for key in _KEPT_PARAMETERS if key in asked} if isinstance(asked, dict) else {}
+    return {"invocation_params": json.dumps(models)} if models else {}
 
 
 def _bare(event: dict[str, Any]) -> dict[str, Any]:
