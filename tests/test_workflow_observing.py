@@ -163,7 +163,7 @@ def test_tokens_that_nobody_reported_are_no_metric_and_are_said(folder: Path) ->
     with GeminiServer({f"{PROMPT} what": Reply("a", None), f"{PROMPT} to": Reply("b")}) as model:
         done = watched(graph(model.url), config())
 
-    assert "tokens unknown: a call reported no usage: total_tokens is not logged" in done.warned
+    assert done.warned == ["research: a call reported no usage: total_tokens and total_cost_usd are not logged"]
     assert metrics(folder / "mlflow.db").keys() == {"node_count", "duration"}
 
 
@@ -541,6 +541,46 @@ def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
     assert done.returncode == 0, done.stderr
     return done
+
+
+def test_a_thread_that_outlives_the_run_leaves_nothing_anywhere(folder: Path, model: GeminiServer) -> None:
+    """It has the run's callbacks; what they were told would go to the process's own store, prompts and all."""
+    import contextvars
+
+    go_on = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def start(_: object) -> None:
+        from langchain_core.runnables.config import ensure_config
+
+        late = graph(model.url)
+        given = ensure_config()
+
+        def ask() -> None:
+            go_on.wait(60)
+            late.invoke({"topic": "lateplatypus"}, {"callbacks": given["callbacks"]})
+
+        threads.append(threading.Thread(target=contextvars.copy_context().run, args=(ask,)))
+        threads[0].start()
+
+    app = graph(model.url, before=start)
+    (folder / "mlflow.db").rename(folder / "own.db")
+    done = watched(app, config('enabled: true, tracking_uri: "sqlite:///own.db", async_logging: false'))
+    go_on.set()
+    threads[0].join()
+    assert done.observer.problems == []
+    assert len(model.requests) == 4
+    assert len(spans_of(folder / "own.db")) == 5
+    assert files_with(folder, "lateplatypus") == set()
+    assert not (folder / "mlflow.db").exists()
+
+
+def test_an_observer_watches_one_run(folder: Path, model: GeminiServer) -> None:
+    observer = Observer(config("enabled: false"))
+    with observer.run():
+        pass
+    with pytest.raises(RuntimeError, match=r"^an observer watches one run: make another for the next$"), observer.run():
+        pass
 
 
 def test_in_a_test_with_a_store_of_its_own_the_workflows_is_left_alone(folder: Path, model: GeminiServer) -> None:

@@ -60,6 +60,11 @@ _PARTS = (
     "mlflow.tracing.export.mlflow_v3",
     "mlflow.tracing.processor.mlflow_v3",
 )
+# What LangChain asks of a callback before it tells it anything.
+_IGNORING = (
+    *("ignore_agent", "ignore_chain", "ignore_chat_model", "ignore_custom_event"),
+    *("ignore_llm", "ignore_retriever", "ignore_retry"),
+)
 _loading = threading.Lock()
 _loaded: list[bool] = []
 
@@ -234,14 +239,15 @@ def _made(client: Any, uri: str, experiment: str) -> str:
         return str(found.experiment_id)  # another run was faster
 
 
-def langchain_tracer() -> Any:
-    """The callback that `mlflow.langchain.autolog` gives to every run; here for one run alone."""
+def langchain_tracer(recording: Recording) -> Any:
+    """The callback that `mlflow.langchain.autolog` gives to every run; here for one run alone. It hears nothing of
+    what a thread that outlives the run still does: that would be traced to the store of the process."""
     try:
         from mlflow.langchain.langchain_tracer import MlflowLangchainTracer
-
-        return MlflowLangchainTracer()
-    except (ImportError, TypeError) as error:
-        raise _unknown(f"its tracer for LangChain cannot be made: {error}") from None
+    except ImportError as error:
+        raise _unknown(f"its tracer for LangChain cannot be imported: {error}") from None
+    over = property(lambda self: recording.over)
+    return type("RunTracer", (MlflowLangchainTracer,), dict.fromkeys(_IGNORING, over))()
 
 
 def _unknown(why: str) -> TrackingFailed:

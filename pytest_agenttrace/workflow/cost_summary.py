@@ -32,6 +32,7 @@ __all__ = [
 FILE = "cost_summary.json"
 # Where the schema lies in the package.
 SCHEMA = "cost_summary.schema.json"
+_NAMELESS = "(model not named)"
 
 Status = Literal["ok", "error", "interrupted"]
 
@@ -109,7 +110,7 @@ def summarise(
         ),
         facts.nodes,
         {model: _of_model(calls, price) for model, calls in sorted(_by_model(trace.llm_calls).items())},
-        tuple(name or "(model not named)" for name in facts.unpriced),
+        _unpriced(trace.llm_calls, price),
         tuple(disagreements),
     )
 
@@ -130,8 +131,15 @@ def _duration(trace: Trace) -> float | None:
 def _by_model(calls: Iterable[ModelCall]) -> dict[str, list[ModelCall]]:
     found: dict[str, list[ModelCall]] = {}
     for call in calls:
-        found.setdefault(call.model or "(model not named)", []).append(call)
+        found.setdefault(call.model or _NAMELESS, []).append(call)
     return found
+
+
+def _unpriced(calls: Iterable[ModelCall], price: Pricer) -> tuple[str, ...]:
+    """The models that there is no price for; not those whose usage nobody knows."""
+    known = (call for call in calls if call.usage is not None and call.usage.input_tokens is not None)
+    found = (call.model or _NAMELESS for call in known if _known(lambda: Decimal(price(call))) is None)  # noqa: B023
+    return tuple(dict.fromkeys(found))
 
 
 def _of_model(calls: Sequence[ModelCall], price: Pricer) -> ModelFacts:

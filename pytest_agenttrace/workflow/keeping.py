@@ -71,6 +71,7 @@ class Keeping:
         self._level = level
         self._prompts = prompts
         self._asked: set[str] = set()
+        self._forms: list[str] = []
         self.attachments = level != "minimal" and prompts(None)
 
     def spans(self, spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -80,6 +81,7 @@ class Keeping:
         for span in spans:
             if _type(span) in _MODELS and not self._prompts(node_of(_metadata(span))):
                 self._asked |= set(_texts_asked(span))
+        self._forms = _forms_of(self._asked)
         return [self._without_prompts(span) for span in spans] if self._asked else spans
 
     def facts(self, facts: TraceFacts) -> TraceFacts:
@@ -130,16 +132,21 @@ class Keeping:
     def _text(self, text: str) -> str:
         if text in self._asked:
             return REMOVED
-        for asked in sorted(self._asked, key=len, reverse=True):
-            if len(asked) >= _TELLING:
-                for form in {
-                    asked,
-                    json.dumps(asked)[1:-1],
-                    json.dumps(asked, ensure_ascii=False)[1:-1],
-                    repr(asked)[1:-1],
-                }:
-                    text = text.replace(form, REMOVED)
+        for form in self._forms:
+            if len(form) <= len(text):
+                text = text.replace(form, REMOVED)
         return text
+
+
+def _forms_of(texts: Iterable[str]) -> list[str]:
+    """How texts look within others, the longest first: as they are, and as text in JSON or in Python."""
+    telling = [text for text in texts if len(text) >= _TELLING]
+    forms = {form for text in telling for form in (text, json.dumps(text)[1:-1], _unescaped(text), repr(text)[1:-1])}
+    return sorted(forms, key=lambda form: (-len(form), form))
+
+
+def _unescaped(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def node_of(metadata: dict[str, Any]) -> str | None:

@@ -85,7 +85,7 @@ class Observer:
         self._tracking: Tracking | None = None
         self._recording: Recording | None = None
         self._callbacks = list(callbacks)
-        self._opened = False
+        self._opened = self._closed = False
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -99,7 +99,7 @@ class Observer:
     @contextmanager
     def run(self) -> Iterator[RunnableConfig]:
         """Watch the block; gives what the graph is to be run with."""
-        if self._opened:
+        if self._opened and not self._closed:
             with self.watching() as config:
                 yield config
             return
@@ -115,7 +115,7 @@ class Observer:
     @asynccontextmanager
     async def arun(self) -> AsyncIterator[RunnableConfig]:
         """The same, with what waits for a store in another thread."""
-        if self._opened:
+        if self._opened and not self._closed:
             with self.watching() as config:
                 yield config
             return
@@ -130,6 +130,8 @@ class Observer:
 
     def open(self) -> None:
         """Open the store and begin the run in it."""
+        if self._opened:
+            raise RuntimeError("an observer watches one run: make another for the next")
         self._opened = True
         if not self._settings.enabled:
             return
@@ -147,13 +149,13 @@ class Observer:
 
         settings = self._settings
         installed = mlflow_version()
-        tracer = langchain_tracer()
         self._say(f"✓ MLflow {installed} auto-instrumentation enabled (langchain.autolog)")
         tracking = open_tracking(settings.tracking_uri, settings.experiment_name, asynchronous=settings.async_logging)
         self._say(f"✓ Experiment: {tracking.experiment} (ID: {tracking.experiment_id})")
         self._say(f"✓ Store: {tracking.shown}")
         self._recording = tracking.begin(self._run_name(), self._tags(), self._keeping)
-        self._tracking, self.run_id, self._callbacks = tracking, self._recording.run_id, [*self._callbacks, tracer]
+        self._tracking, self.run_id = tracking, self._recording.run_id
+        self._callbacks.append(langchain_tracer(self._recording))
         self._say(f"✓ Run: {self.run_id}")
 
     @contextmanager
@@ -168,6 +170,7 @@ class Observer:
 
     def close(self, error: BaseException | None) -> None:
         """Write the trace, what it has used and cost, and end the run: `error` is what it ended with."""
+        self._closed = True
         tracking, recording = self._tracking, self._recording
         if tracking is None or recording is None:
             return
@@ -244,10 +247,12 @@ class Observer:
             self._warn(said)
 
     def _unknown(self, summary: CostSummary) -> Iterator[str]:
-        if summary.totals.cost is None and summary.totals.llm_calls:
+        if summary.unpriced:
             yield f"cost unknown: no price for {', '.join(summary.unpriced)}: total_cost_usd is not logged"
+        silent = [node for node, facts in summary.nodes.items() if facts.tokens is None]
         if summary.totals.tokens is None:
-            yield "tokens unknown: a call reported no usage: total_tokens is not logged"
+            where = f"{', '.join(silent)}: " if silent else ""
+            yield f"{where}a call reported no usage: total_tokens and total_cost_usd are not logged"
         for line in summary.disagreements:
             yield f"trace and wire disagree: {line}"
 
