@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -525,6 +526,31 @@ def test_the_users_own_traces_go_where_they_always_went(folder: Path, model: Gem
         "[('workflow_demo',), ('research',), ('ChatGoogleGenerativeAI',), ('write',), ('ChatGoogleGenerativeAI',)]",
         "sqlite:///own.db",
     ]
+
+
+@pytest.mark.skipif(
+    MLFLOW < (3, 12) and find_spec("langchain") is None, reason="MLflow's own autolog asks for langchain's version"
+)
+def test_a_run_within_a_program_that_traces_itself_is_a_trace_of_its_own(folder: Path, model: GeminiServer) -> None:
+    """A span that is open, and autolog that is on: neither takes the run in, nor traces it twice."""
+    code = f"""
+        import mlflow
+        from tests.observed import config, graph, watched, rows
+        from pathlib import Path
+        mlflow.set_tracking_uri("sqlite:///own.db"); mlflow.set_experiment("own")
+        mlflow.langchain.autolog()
+        app = graph({model.url!r})
+        with mlflow.start_span("outer"):
+            done = watched(app, config())
+            app.invoke({{"topic": "mine"}})
+        mlflow.flush_trace_async_logging()
+        print(done.error, done.observer.problems, done.warned, done.observer.trace.tokens)
+        for store in ("own.db", "mlflow.db"):
+            print([name for name, in rows(Path(store), "SELECT name FROM spans ORDER BY start_time_unix_nano")])
+    """  # noqa: S608  # a program, no statement
+    ready_database(folder / "own.db")
+    run = ["workflow_demo", "research", "ChatGoogleGenerativeAI", "write", "ChatGoogleGenerativeAI"]
+    assert python(code, folder).stdout.splitlines() == ["None [] [] 1474", str(["outer", *run]), str(run)]
 
 
 def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ from os import environ  # held here: a test may replace it on the module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pytest_agenttrace.store.exporter import tracer_provider
-from pytest_agenttrace.store.mlflow_state import PROVIDER
+from pytest_agenttrace.store.mlflow_state import PROVIDER, outside_of_any_span
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -87,8 +87,9 @@ class Recording:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Trace what this thread or task does in the block, and what that starts."""
-        with _routed():
+        """Trace what this thread or task does in the block, and what that starts: a trace of its own, whatever span of
+        the program's it is done in."""
+        with _routed(), outside_of_any_span():
             token = _current.set(self)
             try:
                 yield
