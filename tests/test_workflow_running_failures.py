@@ -198,7 +198,7 @@ def test_a_timeout_holds_while_a_server_is_silent(run: Run) -> None:
     free = threading.Event()
 
     def script(_: ScriptedRequest) -> Reply:
-        free.wait(5)
+        free.wait(30)
         return Reply("late")
 
     with served(script) as server:
@@ -212,7 +212,7 @@ def test_a_timeout_holds_while_a_server_is_silent(run: Run) -> None:
         "f.yaml:9:3: node write: no answer after 0.3 s, the execution.timeout (attempt 2 of 2)"
     )
     assert len(server.requests) == 2
-    assert took < 3
+    assert took < 15
 
 
 @both
@@ -243,7 +243,7 @@ def test_a_timeout_holds_while_a_server_trickles(run: Run, monkeypatch: pytest.M
         over.set()
         thread.join(5)
 
-    assert 0.3 < took < 3
+    assert 0.3 < took < 15
 
 
 @both
@@ -253,7 +253,7 @@ def test_a_node_that_is_in_time_after_a_timeout_goes_on(run: Run) -> None:
     def script(request: ScriptedRequest) -> Reply:
         asked.append(request.prompt)
         if len(asked) == 1:
-            free.wait(5)
+            free.wait(30)
             return Reply("late")
         return Reply("in time")
 

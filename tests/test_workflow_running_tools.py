@@ -192,7 +192,7 @@ def test_a_timeout_holds_while_a_tool_hangs(run: Run) -> None:
     free = threading.Event()
 
     def hang(query: str) -> str:
-        free.wait(5)
+        free.wait(30)
         return query
 
     register("search", lambda_tool("search", hang))
@@ -206,7 +206,7 @@ def test_a_timeout_holds_while_a_tool_hangs(run: Run) -> None:
         took = time.monotonic() - begun
 
     assert str(caught.value) == "f.yaml:14:3: node ask: no answer after 0.4 s, the execution.timeout"
-    assert took < 4
+    assert took < 15
 
 
 # Where tools come from

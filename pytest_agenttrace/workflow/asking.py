@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from pytest_agenttrace.workflow.failing import WorkflowError, said_of
 from pytest_agenttrace.workflow.models import LlmSettings, Node
 from pytest_agenttrace.workflow.outputs import Misfit, answer_schema, plain_text, read_answer, read_text
-from pytest_agenttrace.workflow.providers import GOOGLE, Models, worth_another_try
+from pytest_agenttrace.workflow.providers import GOOGLE, Models, gemini_settings, worth_another_try
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessage, BaseMessage, ToolCall
@@ -117,14 +117,17 @@ def _runnable(step: _Ask | _Use, question: Question, models: Models) -> Runnable
     if isinstance(step, _Use):
         return step.tool
     model = models.get(question.settings)
+    gemini = question.settings.provider in GOOGLE
+    # Said with each request: langchain-google-genai 4.0 and 4.1.0 leave out what the model itself was made with.
+    said = gemini_settings(question.settings) if gemini else {}
     if step.way == "tools":
-        return model.bind_tools(question.tools)
+        return model.bind_tools(question.tools).bind(**said)
     if step.way == "text":
-        return model
+        return model.bind(**said)
     schema = answer_schema(question.node)
-    if question.settings.provider in GOOGLE:
+    if gemini:
         # What with_structured_output binds, without its parser: that one takes half a reply for a whole one.
-        return model.bind(response_mime_type="application/json", response_json_schema=schema)
+        return model.bind(response_mime_type="application/json", response_json_schema=schema, **said)
     return model.with_structured_output(schema, include_raw=True)
 
 

@@ -18,7 +18,7 @@ from pytest_agenttrace.workflow.naming import PROVIDERS
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
-__all__ = ["GOOGLE", "Models", "worth_another_try"]
+__all__ = ["GOOGLE", "Models", "gemini_settings", "worth_another_try"]
 
 # Both are Gemini by its API.
 GOOGLE = (PROVIDER, "google_genai")
@@ -75,18 +75,24 @@ def _gemini(settings: LlmSettings, timeout: float) -> BaseChatModel:
     vertex = environ.get("GOOGLE_GENAI_USE_VERTEXAI", "").lower() in ("true", "1")
     if not vertex and not any(environ.get(name) for name in KEY_VARIABLES):
         raise WorkflowError(f"{settings.model} needs an API key: set {' or '.join(KEY_VARIABLES)}")
-    more = {"max_tokens": settings.max_tokens, "base_url": settings.api_base}
+    address = {} if settings.api_base is None else {"base_url": settings.api_base}
     try:
         # One try: a node is tried again as a whole. The client takes 0 for its own default of several.
         return ChatGoogleGenerativeAI(
             model=settings.model or "",
-            temperature=settings.temperature,
             timeout=timeout,
             max_retries=1,
-            **{name: value for name, value in more.items() if value is not None},
+            **gemini_settings(settings),
+            **address,
         )
     except Exception as error:
         raise WorkflowError(f"{settings.model} cannot be asked: {said_of(error)}") from error
+
+
+def gemini_settings(settings: LlmSettings) -> dict[str, Any]:
+    """How Gemini is to answer, by langchain-google-genai's names."""
+    given = {"temperature": settings.temperature, "max_output_tokens": settings.max_tokens}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _other(settings: LlmSettings, timeout: float) -> BaseChatModel:

@@ -37,8 +37,8 @@ def _check_pair(subject: Subject, ways: Ways, joins: Joins, first: Node, second:
         one, other = (first, second) if ways.leads(first.id, second.id) else (second, first)
         if ways.leads(one.id, other.id):
             text = (
-                f"{one.id} and {other.id} both join branches, one within the other's, and neither can know who is still "
-                f"to come: lead the branches to {one.id} by `to` alone, not by routes, a loop or a map"
+                f"{one.id} and {other.id} both join branches, one within the other's, and neither can know who is "
+                f"still to come: lead the branches to {one.id} by `to` alone, not by routes, a loop or a map"
             )
             subject.problems.add(part(subject.tree, "nodes", config.nodes.index(other)), text)
 
