@@ -32,6 +32,7 @@ from pytest_agenttrace.options import (
     ledger_of,
     max_age_of,
     mode_of,
+    only_looked_at,
     prices_of,
     wants_gate,
 )
@@ -101,7 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUNS] = Runs()
     config.pluginmanager.register(config.stash[RUNS], "agenttrace-runs")
     if not hasattr(config, "workerinput"):
-        if config.stash[WANTED].facts:
+        if config.stash[WANTED].facts and not only_looked_at(config):
             bookkeeper = Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config))
             config.pluginmanager.register(bookkeeper, "agenttrace-ledger")
             if wants_gate(config):

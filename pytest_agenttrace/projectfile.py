@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,10 @@ class _Number(Decimal):
     text: str
 
     def __new__(cls, text: str) -> _Number:
-        number = super().__new__(cls, text)
+        try:
+            number = super().__new__(cls, text)
+        except InvalidOperation:  # of an exponent of twenty digits
+            number = super().__new__(cls, "NaN")
         number.text = text
         return number
 

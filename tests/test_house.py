@@ -97,7 +97,18 @@ FLOORS = (
     ("settings", "session.totals"),
     # Packages without a front.
     ("budgets", "session"),
-    ("usage", "tree", "environment", "ignoring", "network", "importing", "locking", "inifile", "projectfile"),
+    (
+        "usage",
+        "tree",
+        "environment",
+        "ignoring",
+        "network",
+        "importing",
+        "locking",
+        "inifile",
+        "placing",
+        "projectfile",
+    ),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

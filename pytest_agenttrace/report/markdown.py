@@ -23,7 +23,7 @@ from pytest_agenttrace.report.wording import (
     tokens,
     usd,
 )
-from pytest_agenttrace.usage import format_usd
+from pytest_agenttrace.usage import exact_decimals, format_usd
 
 __all__ = ["LIMIT", "as_markdown", "bounded", "code", "of_one_ledger"]
 
@@ -135,7 +135,8 @@ def month_usd(value: Decimal) -> str:
     amount = abs(value)
     if 0 < amount < Decimal("0.005"):
         return f"{sign}<$0.01"
-    rounded = amount.quantize(Decimal(1) if amount >= 100 else Decimal("0.01"), ROUND_HALF_UP)
+    with exact_decimals():
+        rounded = amount.quantize(Decimal(1) if amount >= 100 else Decimal("0.01"), ROUND_HALF_UP)
     shown = format_usd(rounded)
     return f"{sign}{shown.removesuffix('.00') if amount >= 100 else shown}"
 
