@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -15,6 +16,7 @@ import click
 from pytest_agenttrace.environment import dummy_key, quiet_environment
 from pytest_agenttrace.inifile import ConfigurationError, find_project
 from pytest_agenttrace.tree import printable
+from pytest_agenttrace.usage import format_tokens, format_usd
 
 if TYPE_CHECKING:
     from pytest_agenttrace.calls import Pricer
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+FAILED, MISUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 # MLflow's words on what it does by itself, which are no news to a user of this command.
 _TALKATIVE = ("alembic", "mlflow.store.db.utils", "mlflow.tracing.export.async_export_queue")
 
@@ -48,7 +50,7 @@ def run(
     was traced, with tokens and cost. A value is JSON where its field is no str: -i depth=3 -i tags='["a"]'.
 
     Exits with 0 where it has run, 1 where it failed (with --strict, where tracing did), 2 where the file, the inputs or
-    a cassette are wrong and nothing was asked, 130 on Ctrl-C.
+    a cassette are wrong and nothing was asked, 130 on Ctrl-C, 143 when terminated.
     """
     if record is not None and replay is not None:
         raise click.UsageError("--record and --replay exclude each other")
@@ -64,6 +66,26 @@ def run(
 
 class _Wrong(Exception):
     """What is wrong before anything is asked."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler stops what takes too long: the run ends as on Ctrl-C."""
+
+
+@contextmanager
+def _terminated_by_error() -> Iterator[None]:
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # no main thread: whoever has it decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Run:
@@ -100,8 +122,9 @@ class _Run:
             say=_say if self._verbose else lambda line: None,
             warn=self._warn,
             callbacks=[progress(_say)],
+            wire=True,
         )
-        with _stdout_is_ours():
+        with _stdout_is_ours(), _terminated_by_error():
             result, raised = self._outcome(workflow, given, observer)
         self._tell(observer)
         if raised is not None:
@@ -181,7 +204,13 @@ class _Run:
             _say("")
             _say(observer.trace.drawn(ascii_only=not _takes_unicode()))
         elif observer.calls:
-            _say(f"asked of models: {len(observer.calls)} calls, not traced")
+            calls, tokens, cost = observer.used
+            told = [
+                "1 call" if calls == 1 else f"{calls} calls",
+                "tokens unknown" if tokens is None else f"{format_tokens(tokens)} tokens",
+                "cost unknown" if cost is None else format_usd(cost),
+            ]
+            _say(f"\nnot traced: {', '.join(told)}")
 
     def _warn(self, line: str) -> None:
         _say(f"! {line}")
@@ -197,8 +226,8 @@ class _Run:
         from pytest_agenttrace.workflow import TracingFailed, WorkflowError
 
         if isinstance(error, KeyboardInterrupt):
-            _say("interrupted")
-            return INTERRUPTED
+            _say("terminated" if isinstance(error, _Terminated) else "interrupted")
+            return TERMINATED if isinstance(error, _Terminated) else INTERRUPTED
         if isinstance(error, TracingFailed):
             return FAILED  # each problem was told
         if self._verbose:

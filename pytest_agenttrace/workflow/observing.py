@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pytest_agenttrace.calls import Call, Pricer
+from pytest_agenttrace.ledger import facts_of
 from pytest_agenttrace.reconcile import Evidence, find
 from pytest_agenttrace.wiretap import Tap, tapped
 from pytest_agenttrace.workflow.cost_summary import FILE, CostSummary, Status, summarise, summary_text
@@ -55,8 +56,8 @@ class Observer:
 
     `problems` says what went wrong with tracing, `trace` and `summary` what was traced (None where nothing was),
     `run_id` MLflow's run, `calls` what the wire saw. `say` is told what is done, `warn` each problem; `price` gives
-    the USD of a call, `callbacks` are LangChain's, for this run. With `strict`, problems are `TracingFailed`: before
-    the run where they are known by then.
+    the USD of a call, `callbacks` are LangChain's, for this run. `wire` reads the wire of a run that is not traced
+    too. With `strict`, problems are `TracingFailed`: before the run where they are known by then.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Observer:
         say: Callable[[str], None] = lambda line: None,
         warn: Callable[[str], None] = _LOGGER.warning,
         callbacks: Sequence[Any] = (),
+        wire: bool = False,
     ) -> None:
         self.config = config
         self.problems: list[str] = []
@@ -78,6 +80,7 @@ class Observer:
         self._settings = config.config.observability.mlflow
         self._price = price
         self._strict = strict
+        self._wire = wire
         self._say, self._warn = say, warn
         self._tap = Tap()
         self._witness: Callable[[], tuple[Call, ...]] | None = None
@@ -89,7 +92,7 @@ class Observer:
 
     @property
     def calls(self) -> tuple[Call, ...]:
-        """What was asked of Gemini, as the wire saw it; nothing where the run is not traced."""
+        """What was asked of Gemini, as the wire saw it; nothing of a run that is not traced, without `wire`."""
         return self._tap.calls if self._witness is None else self._witness()
 
     def hear(self, witness: Callable[[], tuple[Call, ...]]) -> None:
@@ -163,7 +166,7 @@ class Observer:
         """What runs in the block is traced, and what it asks of Gemini is seen."""
         recording = self._recording
         with ExitStack() as stack:
-            if self._settings.enabled and self._witness is None:
+            if (self._settings.enabled or self._wire) and self._witness is None:
                 stack.enter_context(tapped(self._tap))
             stack.enter_context(recording.active() if recording is not None else nullcontext())
             yield {"callbacks": list(self._callbacks)}
@@ -255,6 +258,15 @@ class Observer:
             yield f"{where}a call reported no usage: total_tokens and total_cost_usd are not logged"
         for line in summary.disagreements:
             yield f"trace and wire disagree: {line}"
+
+    @property
+    def used(self) -> tuple[int, int | None, Decimal | None]:
+        """What a run without a trace has used, by the wire alone: answered calls, tokens, USD; None is unknown."""
+        from pytest_agenttrace.forest import build_trace
+
+        price = self._pricer()
+        facts = facts_of(build_trace((), self.calls, price), price)
+        return sum(call.answered for call in self.calls), facts.tokens, facts.cost
 
     def _pricer(self) -> Pricer:
         if self._price is not None:
