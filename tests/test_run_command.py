@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -276,6 +277,35 @@ def test_tracing_that_fails_is_loud_and_fails_only_a_strict_run(folder: Path) ->
     assert done.stderr.endswith("\nnot traced: 2 calls, 1,474 tokens, $0.0028908\n")
     strict = ran("w.yaml", "-i", "topic=sails", "--strict")
     assert (strict.exit_code, strict.stdout) == (1, "")
+
+
+@pytest.mark.usefixtures("model")
+def test_a_store_of_files_is_told_with_the_line_to_write_instead(folder: Path) -> None:
+    write(folder, f"{ON}, tracking_uri: 'file://./mlruns'")
+    done = ran("w.yaml", "-i", "topic=sails")
+    assert (done.exit_code, done.stdout) == (0, RESULT)
+    note, *_ = done.stderr.splitlines()
+    assert note.startswith("w.yaml:")
+    assert note.endswith('; in its place: tracking_uri: "sqlite:///mlflow.db"')
+    if tuple(map(int, version("mlflow").split(".")[:2])) >= (3, 13):
+        assert f"! tracing failed: {(folder / 'mlruns').as_uri()} cannot be opened: " in done.stderr
+    assert not Path("/mlruns").exists()
+
+
+@pytest.mark.usefixtures("model")
+def test_without_mlflow_a_workflow_is_run_and_it_is_said(folder: Path) -> None:
+    """A program whose import of MLflow is blocked."""
+    code = "import sys; sys.modules['mlflow'] = None; from pytest_agenttrace.cli import main; main()"
+    command = [sys.executable, "-c", code, "run", "w.yaml", "-i", "topic=sails"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert (done.returncode, done.stdout) == (0, RESULT)
+    assert done.stderr.startswith(
+        "! tracing failed: MLflow cannot be imported: import of mlflow halted; None in sys.modules\n"
+        "  pip install mlflow\n"
+    )
+    assert done.stderr.endswith("\nnot traced: 2 calls, 1,474 tokens, $0.0028908\n")
+    strict = subprocess.run([*command, "--strict"], capture_output=True, text=True, cwd=folder)
+    assert (strict.returncode, strict.stdout) == (1, "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
