@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from pytest_agenttrace.gemini_server import ErrorReply, GeminiServer, Reply
+from pytest_agenttrace.gemini_server import ErrorReply, GeminiServer, Reply, ScriptedRequest
 from pytest_agenttrace.workflow.observing import Observer, TracingFailed
 from tests.observed import (
     PROMPT,
@@ -599,6 +599,45 @@ def test_a_thread_that_outlives_the_run_leaves_nothing_anywhere(folder: Path, mo
     assert len(spans_of(folder / "own.db")) == 5
     assert files_with(folder, "lateplatypus") == set()
     assert not (folder / "mlflow.db").exists()
+
+
+def test_a_call_that_is_under_way_when_the_run_ends_is_ended_in_the_trace(folder: Path) -> None:
+    """As that of a thread which a timeout has given up."""
+    import contextvars
+
+    asked, go_on = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def answer(request: ScriptedRequest) -> Reply:
+        if "slow" in request.prompt:
+            asked.set()
+            go_on.wait(60)
+        return Reply("fine")
+
+    with GeminiServer(answer) as model:
+        from langchain_google_genai import ChatGoogleGenerativeAI
+
+        slow = ChatGoogleGenerativeAI(model="gemini-2.5-flash", base_url=model.url, api_key="dummy", max_retries=1)
+
+        def start(_: object) -> None:
+            run = contextvars.copy_context().run
+            threads.append(threading.Thread(target=run, args=(slow.invoke, "slow question")))
+            threads[0].start()
+            assert asked.wait(60)
+
+        done = watched(graph(model.url, before=start), config())
+        go_on.set()
+        threads[0].join()
+
+    assert done.observer.problems == []
+    ends = [
+        (span["name"], span["status"]["code"], span["end_time_unix_nano"] > 0)
+        for span in spans_of(folder / "mlflow.db")
+    ]
+    assert ends.count(("ChatGoogleGenerativeAI", "STATUS_CODE_ERROR", True)) == 1
+    assert len(ends) == 6
+    assert {code for name, code, _ in ends if name != "ChatGoogleGenerativeAI"} == {"STATUS_CODE_OK"}
+    assert rows(folder / "mlflow.db", "SELECT status FROM trace_info") == [("OK",)]
 
 
 def test_an_observer_watches_one_run(folder: Path, model: GeminiServer) -> None:
