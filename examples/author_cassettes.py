@@ -95,11 +95,15 @@ def racing_branches(server: GeminiServer) -> None:
     server.reply(Reply(revised, usage=tokens(33, 13, 88)), node="edit")
 
 
+def yaml_workflow(server: GeminiServer) -> None:
+    two_nodes(server)
+
+
 SCRIPTS: dict[str, Callable[[GeminiServer], None]] = {
     script.__name__: script
     for script in (
         *(two_nodes, tool_loop, parallel_branches, loop_with_budget),
-        *(async_nodes, faults, racing_branches, one_run_many_asserts),
+        *(async_nodes, faults, racing_branches, one_run_many_asserts, yaml_workflow),
     )
 }
 # Tests of `faults`; the others would leave the reply unasked for.

@@ -14,6 +14,7 @@ import click
 
 from pytest_agenttrace.diffing import diff
 from pytest_agenttrace.inifile import ConfigurationError, Project, find_project
+from pytest_agenttrace.run_command import run
 from pytest_agenttrace.workflow_commands import validate
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ def merge(ledgers: tuple[Path, ...], output: Path) -> None:
 
 
 main.add_command(diff)
+main.add_command(run)
 main.add_command(validate)
 
 

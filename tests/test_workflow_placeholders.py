@@ -106,7 +106,7 @@ def test_a_text_that_is_one_placeholder_gives_its_value_as_it_is() -> None:
     [
         ("{topic}", "{topic}: no value is given"),
         ("{state.profile.age}", "{state.profile.age}: state.profile has no 'age'"),
-        ("{state.text.upper}", "{state.text.upper}: state.text has no 'upper'"),
+        ("{state.text.upper}", "{state.text.upper}: state.text is str"),
     ],
 )
 def test_a_value_that_is_not_there_is_named(text: str, message: str) -> None:

@@ -79,7 +79,7 @@ PERSON = Type(
         (0, "bool", [("", "bool is wanted, not int 0")]),
         (1.0, "int", [("", "int is wanted, not float 1.0")]),
         ("1", "int", [("", "int is wanted, not str '1'")]),
-        (None, "str", [("", "str is wanted, not null null")]),
+        (None, "str", [("", "str is wanted, not null")]),
         (float("nan"), "float", [("", "float is wanted, not float nan")]),
         ("abc", "list", [("", "list is wanted, not str 'abc'")]),
         ([1, True, "x"], "list[int]", [("[1]", "int is wanted, not bool true"), ("[2]", "int is wanted, not str 'x'")]),

@@ -1,7 +1,7 @@
 """A temporary MLflow store for each test: real SQLite, empty, autologging on, nothing left behind.
 
 With its rooms (`database`, `exporter`, `mlflow_state`, `redirect`, `spans`) the core's only importer of
-mlflow. Tried with MLflow 3.9 and 3.17.
+mlflow; `tracking` and `routed` are the stores that workflows name. Tried with MLflow 3.9 and 3.17.
 """
 
 from __future__ import annotations
@@ -29,8 +29,20 @@ from pytest_agenttrace.store.mlflow_state import CLIENT, Autolog, direct, genuin
 from pytest_agenttrace.store.obstacles import Obstacle, find_obstacle
 from pytest_agenttrace.store.reading import read_open, read_stored, read_traces
 from pytest_agenttrace.store.redirect import Redirect, mask, put_in_force
+from pytest_agenttrace.store.routed import Edit, NotTraceable, Recording, TraceFacts
 from pytest_agenttrace.store.seeding import SEED, UNSEEDED, Seed, failed, no_seed, refused
 from pytest_agenttrace.store.spans import read_usage
+from pytest_agenttrace.store.tracking import (
+    ParamValue,
+    Tracked,
+    Tracking,
+    TrackingFailed,
+    absolute_uri,
+    is_files,
+    langchain_tracer,
+    mlflow_version,
+    open_tracking,
+)
 from pytest_agenttrace.threads import THREADS
 from pytest_agenttrace.usage import TraceTotal
 
@@ -39,7 +51,28 @@ if TYPE_CHECKING:
 
     from pytest_agenttrace.trace import Trace as PlainTrace
 
-__all__ = ["Kept", "MlflowStore", "Obstacle", "StoreError", "StoreFactory", "redirect_at_import"]
+__all__ = [
+    "Edit",
+    "Kept",
+    "MlflowStore",
+    "NotTraceable",
+    "Obstacle",
+    "ParamValue",
+    "Recording",
+    "StoreError",
+    "StoreFactory",
+    "TraceFacts",
+    "Tracked",
+    "Tracking",
+    "TrackingFailed",
+    "absolute_uri",
+    "is_files",
+    "langchain_tracer",
+    "mlflow_version",
+    "open_tracking",
+    "redirect_at_import",
+    "test_store_is_open",
+]
 
 _LOCKED = "database is locked"
 _FLUSHING = re.compile(r"\(raised as a result of [^\n]*\)\n")
@@ -442,6 +475,11 @@ class StoreFactory:
                 number: name for number, name in self.database.experiments().items() if number not in own
             }
             put_in_force(redirect.asked)
+
+
+def test_store_is_open() -> bool:
+    """Whether a test's temporary store stands for all others in this process just now."""
+    return Redirect.is_active()
 
 
 @contextmanager

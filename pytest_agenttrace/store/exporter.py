@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import environ  # held here: a test may replace it on the module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_agenttrace.execution import Origin
 from pytest_agenttrace.store.database import StoreError
@@ -25,9 +25,9 @@ from pytest_agenttrace.store.mlflow_state import PROVIDER, muted
 from pytest_agenttrace.threads import Threads, caller_in_context, caller_of_thread
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+    from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
-__all__ = ["Exporter", "Session"]
+__all__ = ["Exporter", "Session", "tracer_provider"]
 
 
 def _origin() -> Origin | None:
@@ -75,7 +75,7 @@ class Exporter:
         self._failures = _FailureFilter()
         # MLflow's public flush looks for this name, and logs an error where there is none.
         self._async_queue = self
-        self.provider = _tracer_provider(self)
+        self.provider = tracer_provider(self)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -205,12 +205,21 @@ class Exporter:
         """Nothing to stop: there are no threads."""
 
 
-def _tracer_provider(exporter: Exporter) -> TracerProvider:
+class _Gathers(Protocol):
+    """What is told of each span that starts, and is given those that have ended."""
+
+    def started(self, span: Any) -> None: ...
+
+    def export(self, spans: Sequence[ReadableSpan]) -> None: ...
+
+
+def tracer_provider(exporter: _Gathers, first: SpanProcessor | None = None) -> TracerProvider:
     """MLflow's span processor on a provider of our own: no sampling, no OTLP, no threads, and ids that a
-    test which seeds `random` cannot repeat."""
+    test which seeds `random` cannot repeat. `first` sees a span before MLflow does."""
     from mlflow.tracing.processor.mlflow_v3 import MlflowV3SpanProcessor
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace import SpanProcessor as Processor
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.id_generator import IdGenerator
     from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
@@ -221,7 +230,7 @@ def _tracer_provider(exporter: Exporter) -> TracerProvider:
         def generate_trace_id(self) -> int:
             return secrets.randbits(128) or 1
 
-    class Starts(SpanProcessor):
+    class Starts(Processor):
         def on_start(self, span: Any, parent_context: Any = None) -> None:
             exporter.started(span)
 
@@ -235,7 +244,9 @@ def _tracer_provider(exporter: Exporter) -> TracerProvider:
             id_generator=Ids(),
             shutdown_on_exit=False,
         )
-    # MLflow 3.9 takes the first processor for its own.
+    if first is not None:
+        provider.add_span_processor(first)
+    # MLflow 3.9 takes the first processor of the provider in force for its own.
     provider.add_span_processor(processor(span_exporter=exporter, export_metrics=False))
     provider.add_span_processor(Starts())
     return provider

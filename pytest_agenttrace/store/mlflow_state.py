@@ -30,6 +30,7 @@ __all__ = [
     "genuine",
     "give_provider",
     "muted",
+    "outside_of_any_span",
     "set_aside",
     "sweep",
 ]
@@ -207,7 +208,7 @@ def set_aside(uri: str, experiment_id: str | None, tracer_provider: Any) -> Iter
         stack.enter_context(_replaced(REGISTRY_URI, None))
         stack.enter_context(_replaced(LAST_TRACE, None))
         stack.enter_context(_replaced(TEST_RUN, None))
-        stack.enter_context(_outside_of_any_span())
+        stack.enter_context(outside_of_any_span())
         stack.enter_context(_no_prompt_cached())
         if direct():
             stack.enter_context(_replaced(TRACKING_URI, uri))
@@ -275,8 +276,8 @@ def _no_prompt_cached() -> Iterator[None]:
 
 
 @contextmanager
-def _outside_of_any_span() -> Iterator[None]:
-    """A span that somebody left open must not become the parent of the test's spans."""
+def outside_of_any_span() -> Iterator[None]:
+    """A span that somebody has open must not become the parent of the spans of the block."""
     if not CONTEXT.exists():
         yield
         return

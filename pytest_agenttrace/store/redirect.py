@@ -79,6 +79,11 @@ class Redirect:
                     self._stack.enter_context(_answered_by(self, owner, name, public))
         return self
 
+    @classmethod
+    def is_active(cls) -> bool:
+        """Whether one answers just now."""
+        return cls._open > 0
+
     def __exit__(self, *_: object) -> None:
         Redirect._open -= 1
         self._stack.close()

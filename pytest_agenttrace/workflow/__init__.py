@@ -1,8 +1,9 @@
-"""Workflows in YAML: read and checked, with every error of a file at once."""
+"""Workflows in YAML: read and checked, with every error of a file at once, and run as LangGraph graphs."""
 
 from __future__ import annotations
 
 from pytest_agenttrace.workflow.conditions import Condition, ConditionFailed
+from pytest_agenttrace.workflow.failing import InputsError, WorkflowError
 from pytest_agenttrace.workflow.loading import load_config, parse_config
 from pytest_agenttrace.workflow.models import (
     END,
@@ -27,8 +28,11 @@ from pytest_agenttrace.workflow.models import (
     Tool,
     WorkflowConfig,
 )
+from pytest_agenttrace.workflow.observing import Observer, TracingFailed
 from pytest_agenttrace.workflow.placeholders import Placeholder, Template
 from pytest_agenttrace.workflow.positions import ConfigError, Note, Place, Problem
+from pytest_agenttrace.workflow.progress import progress
+from pytest_agenttrace.workflow.running import Workflow, WorkflowResult
 from pytest_agenttrace.workflow.schema import generated_schema, shipped_schema
 from pytest_agenttrace.workflow.types import Member, Mismatch, Type, mismatches
 
@@ -41,6 +45,7 @@ __all__ = [
     "Edge",
     "Execution",
     "Flow",
+    "InputsError",
     "LlmSettings",
     "Logging",
     "Loop",
@@ -50,6 +55,7 @@ __all__ = [
     "Node",
     "Note",
     "Observability",
+    "Observer",
     "OutputField",
     "OutputSchema",
     "Parallel",
@@ -63,11 +69,16 @@ __all__ = [
     "StateField",
     "Template",
     "Tool",
+    "TracingFailed",
     "Type",
+    "Workflow",
     "WorkflowConfig",
+    "WorkflowError",
+    "WorkflowResult",
     "generated_schema",
     "load_config",
     "mismatches",
     "parse_config",
+    "progress",
     "shipped_schema",
 ]

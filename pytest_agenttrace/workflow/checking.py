@@ -8,6 +8,7 @@ from pytest_agenttrace.workflow.placeholders import ITEM, ITEM_NAMES, Placeholde
 from pytest_agenttrace.workflow.positions import Leaf, Problems, Table, Tree, part
 from pytest_agenttrace.workflow.reading import did_you_mean
 from pytest_agenttrace.workflow.references import Fields, Subject, UnknownName, maybe, member_type
+from pytest_agenttrace.workflow.steps import check_steps
 from pytest_agenttrace.workflow.types import Type, fits
 from pytest_agenttrace.workflow.ways import check_ways, parallel_targets
 
@@ -23,6 +24,9 @@ def check(config: Config, tree: Tree, problems: Problems) -> None:
             _Node(subject, at, node).check()
     _distinct_ids(subject)
     check_ways(subject)
+    # Only what fits together can be gone through.
+    if not problems.found:
+        check_steps(subject)
 
 
 def _distinct_ids(subject: Subject) -> None:

@@ -81,8 +81,13 @@ class StateField:
     default: Any = _key("Its value where the inputs give none; null where there is no default.", None)
     description: str | None = _key("What it holds.", None)
     reducer: Literal["append", "replace"] | None = _key(
-        "What a node's output does to a list: append to it, or replace it.", None
+        "What a node's output does to a list: append to it, as where not said, or replace it.", None
     )
+
+    @property
+    def appends(self) -> bool:
+        """Whether what a node writes is appended: to a list, unless the file says `reducer: replace`."""
+        return self.type.name == "list" and self.reducer != "replace"
 
     def initial(self) -> Any:
         """A default of one's own, to change at will."""
@@ -246,7 +251,7 @@ class MlflowSettings:
         "minimal: costs only; standard: traces with inputs and outputs; full: prompts, replies, states as files too.",
         "standard",
     )
-    log_prompts: bool = _key("Whether prompts and replies are kept.", True)
+    log_prompts: bool = _key("Whether prompts are kept.", True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pytest_agenttrace.workflow.types import kind_of
+
 __all__ = ["ITEM", "ITEM_NAMES", "Placeholder", "PlaceholderError", "Template", "parse_template", "scan_template"]
 
 # What a node reads of the item it was sent, in a parallel map.
@@ -69,7 +71,8 @@ class Template:
         for at, name in enumerate(placeholder.path):
             if not isinstance(found, Mapping) or name not in found:
                 whole = ".".join(placeholder.path[:at])
-                raise LookupError(f"{placeholder}: " + (f"{whole} has no {name!r}" if whole else "no value is given"))
+                what = f"{whole} has no {name!r}" if isinstance(found, Mapping) else f"{whole} is {kind_of(found)}"
+                raise LookupError(f"{placeholder}: {what if whole else 'no value is given'}")
             found = found[name]
         return found
 

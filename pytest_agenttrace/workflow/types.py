@@ -203,7 +203,8 @@ def mismatches(value: object, wanted: Type, keys: tuple[Any, ...] = (), *, whole
         case name if name == UNREAD or (name in SCALARS and _is(value, name)):
             pass
         case _:
-            yield Mismatch(keys, f"{wanted} is wanted, not {kind_of(value)} {shown(value)}")
+            given = "null" if value is None else f"{kind_of(value)} {shown(value)}"
+            yield Mismatch(keys, f"{wanted} is wanted, not {given}")
 
 
 def _is(value: object, name: str) -> bool:
