@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_agenttrace.budget import Limit, Overrun, Use, unjudged, weigh
+from pytest_agenttrace.budgets.limits import Limit, Overrun, Use, unjudged, weigh
 from pytest_agenttrace.calls import Asked, Pricer
 from pytest_agenttrace.diagnosis import why_nothing, why_untraced
 from pytest_agenttrace.environment import dummy_key, quiet_environment

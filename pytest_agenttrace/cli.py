@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +25,23 @@ __all__ = ["main"]
 _CASSETTES = click.argument("cassettes", nargs=-1, type=click.Path(exists=True, path_type=Path))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Says in a line what cannot be said: a full disk, a closed terminal, letters that a terminal does not have."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # click's own to tell
+                raise
+            named = f"{error.filename}: " if error.filename is not None else ""
+            raise click.ClickException(f"{named}{error.strerror or error}") from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pytest-agenttrace", prog_name="agenttrace")
 def main() -> None:
     """Recorded agent runs: what they cost, and would cost."""

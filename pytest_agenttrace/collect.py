@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace.environment import dummy_key
-from pytest_agenttrace.session import Session
+from pytest_agenttrace.session.state import Session
 from pytest_agenttrace.settings import SettingsError, read_settings
 
 if TYPE_CHECKING:
-    from pytest_agenttrace.budget import Lift, Limit
-    from pytest_agenttrace.projectbudgets import ProjectBudgets
+    from pytest_agenttrace.budgets.limits import Lift, Limit
+    from pytest_agenttrace.budgets.project import ProjectBudgets
 
 __all__ = ["BUDGETS", "LIMITS", "SESSION", "failed_by", "marker_layers", "named_alone", "named_by_tests"]
 
@@ -32,6 +32,7 @@ _WORKER_PROBLEMS = pytest.StashKey[str]()
 # What a worker of xdist tells the controller at its end.
 _PROBLEMS, _PARTIAL, _LATE = "agenttrace_problems", "agenttrace_partial", "agenttrace_late"
 _UNMATCHED = "agenttrace_unmatched"
+_LEAVING_OUT = {option: f"--{option.replace('_', '-')} leaves tests out" for option in ("lf", "ignore", "ignore_glob")}
 
 
 def marker_layers(item: pytest.Item) -> list[tuple[str, Mapping[str, Any]]]:
@@ -61,33 +62,33 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config = session.config
     given = getattr(config, "workerinput", None)
     found = config.stash[SESSION]
-    found.partial, folders = (_part_of(config), _folders(config)) if given is None else given[_PARTIAL]
+    found.left_out, folders, whole = _asked_for(config) if given is None else given[_PARTIAL]
     found.folders = [Path(folder) for folder in folders]
+    found.whole = [Path(path) for path in whole]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """xdist: a worker is about to start; it cannot tell what was asked of the controller."""
-    node.workerinput[_PARTIAL] = _part_of(node.config), _folders(node.config)
+    node.workerinput[_PARTIAL] = _asked_for(node.config)
 
 
-def _folders(config: pytest.Config) -> list[str]:
-    """The folders that were named on the command line; none of them is the whole suite."""
+def _asked_for(config: pytest.Config) -> tuple[str | None, list[str], list[str]]:
+    """Why a command line does not ask for all tests in its folders (None where it does); the folders that it names (no
+    folder: the whole suite); and the files and folders of which it collects every test."""
     here = config.invocation_params.dir
     named = config.args if config.args_source == config.ArgsSource.ARGS else []
-    folders = [(here / arg.partition("::")[0]).resolve() for arg in named]
-    return [] if config.rootpath.resolve() in folders else [str(folder) for folder in folders]
-
-
-def _part_of(config: pytest.Config) -> str | None:
-    """Why a command line does not ask for all tests in its folders; None where it does."""
+    paths = {arg: (here / arg.partition("::")[0]).resolve() for arg in named}
+    if config.rootpath.resolve() in paths.values():
+        paths = {}
+    why = next((why for option, why in _LEAVING_OUT.items() if getattr(config.option, option, None)), None)
+    every = [path for arg, path in paths.items() if "::" not in arg] if paths else [config.rootpath.resolve()]
+    whole = [] if why is not None else [str(path) for path in every]
     for arg in config.args:
-        if "::" in arg or not (config.invocation_params.dir / arg).is_dir():
-            return f"only {arg} was run"
-    for option in ("lf", "ignore", "ignore_glob"):
-        if getattr(config.option, option, None):
-            return f"--{option.replace('_', '-')} leaves tests out"
-    return None
+        if "::" in arg or not (here / arg).is_dir():
+            why = f"only {arg} was run"
+            break
+    return why, [str(path) for path in paths.values()], whole
 
 
 @pytest.hookimpl(tryfirst=True, specname="pytest_collection_modifyitems")
@@ -128,17 +129,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     if items:
-        items[0].config.stash[SESSION].partial = "tests were deselected"
+        found = items[0].config.stash[SESSION]
+        found.left_out = "tests were deselected"
+        found.deselected |= dict.fromkeys(item.nodeid for item in items)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     found = session.config.stash[SESSION]
-    if session.shouldstop or session.shouldfail:
-        found.partial = "the run was stopped"
+    found.stopped = bool(session.shouldstop or session.shouldfail)
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
-        output[_PARTIAL], output[_LATE], output[_UNMATCHED] = found.partial, list(found.late), list(found.unmatched)
+        output[_PARTIAL] = found.left_out, found.stopped, list(found.deselected)
+        output[_LATE], output[_UNMATCHED] = list(found.late), list(found.unmatched)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -153,7 +156,10 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     session.unmatched = output.get(_UNMATCHED, session.unmatched)
     if error:
         session.crashed = "a worker of xdist crashed"
-    session.partial = session.partial or output.get(_PARTIAL) or session.crashed
+    left_out, stopped, deselected = output.get(_PARTIAL, (None, False, ()))
+    session.left_out = session.left_out or left_out
+    session.stopped = session.stopped or stopped
+    session.deselected |= dict.fromkeys(deselected)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -165,7 +171,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 
 def _read_markers(item: pytest.Item) -> list[str]:
-    from pytest_agenttrace.budget import BudgetError, closest, parse_budget
+    from pytest_agenttrace.budgets.limits import BudgetError, closest, parse_budget
 
     problems: list[str] = []
     limits: list[Sequence[Limit | Lift]] = []

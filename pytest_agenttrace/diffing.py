@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from pytest_agenttrace.ledger import LedgerError, read_ledger
+from pytest_agenttrace.placing import put_text
 from pytest_agenttrace.projectfile import ProjectError
 from pytest_agenttrace.report import (
     FAIL_ON,
@@ -61,6 +62,8 @@ def diff(
     Exit codes: 0 nothing at or above --fail-on, 1 findings (or a run that nobody can vouch for), 2 for what cannot be
     meant.
     """
+    if output is not None and output.resolve() in (old.resolve(), new.resolve()):
+        raise click.UsageError(f"--output {output}: is one of the ledgers compared: name another file")
     try:
         verdict = judge(compare(read_ledger(old), read_ledger(new), tolerance), fail_on)
     except LedgerError as error:
@@ -70,7 +73,7 @@ def diff(
         click.echo(text, nl=False)
     else:
         try:
-            output.write_text(text, encoding="utf-8", errors="backslashreplace")
+            put_text(output, text)
         except OSError as error:
             raise click.UsageError(f"{output}: cannot be written: {error.strerror or error}") from None
         click.echo(verdict.text)

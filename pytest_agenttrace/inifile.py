@@ -8,6 +8,8 @@ __all__ = ["ConfigurationError", "Project", "find_project", "unquoted"]
 
 # In the order in which pytest looks, each with the tables that make it pytest's.
 _FILES = (
+    ("pytest.toml", ("pytest",)),
+    (".pytest.toml", ("pytest",)),
     ("pytest.ini", ("pytest",)),
     (".pytest.ini", ("pytest",)),
     ("pyproject.toml", ("tool.pytest.ini_options", "tool.pytest")),
@@ -51,7 +53,8 @@ def find_project(start: Path) -> Project:
 
 
 def _read(file: Path, tables: tuple[str, ...]) -> dict[str, str] | None:
-    """The keys of pytest's table; None where the file has none. A pytest.ini is pytest's also when it is empty."""
+    """The keys of pytest's table; None where the file has none. A pytest.ini is pytest's also when it is empty, a
+    pytest.toml too."""
     import configparser
 
     try:
@@ -61,7 +64,7 @@ def _read(file: Path, tables: tuple[str, ...]) -> dict[str, str] | None:
         raise ConfigurationError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (ValueError, configparser.Error) as error:
         raise ConfigurationError(f"{file}: {str(error).splitlines()[0]}") from None
-    return {} if found is None and file.name.endswith("pytest.ini") else found
+    return {} if found is None and file.stem.endswith("pytest") else found
 
 
 def _toml(text: str, tables: tuple[str, ...]) -> dict[str, str] | None:

@@ -164,7 +164,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         raise pytest.UsageError(str(error)) from None
     tests = "1 test" if len(items) == 1 else f"{len(items)} tests"
     none_yet = f"; {absent} of {len(paths)} cassettes are new" if absent else ""
-    text = f"agenttrace: recording {tests}; their last recording: {before if before.calls else 'none'}{none_yet}"
+    unseen = ", those of agent_run left out" if shared else ""
+    text = (
+        f"agenttrace: recording {tests}; their last recording{unseen}: {before if before.calls else 'none'}{none_yet}"
+    )
     if _worker_of(config) is None:
         _say(config, text)
     else:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from decimal import Decimal, InvalidOperation
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_agenttrace.inifile import unquoted
+from pytest_agenttrace.inifile import ConfigurationError, find_project, unquoted
 
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_agenttrace.budget import Limit
+    from pytest_agenttrace.budgets.limits import Limit
+    from pytest_agenttrace.budgets.project import ProjectBudgets
     from pytest_agenttrace.prices import Prices
-    from pytest_agenttrace.projectbudgets import ProjectBudgets
     from pytest_agenttrace.replay import Mode, Spending
     from pytest_agenttrace.testrun import Keep
 
@@ -33,6 +35,7 @@ __all__ = [
     "ledger_of",
     "max_age_of",
     "mode_of",
+    "only_looked_at",
     "prices_of",
     "run_limits_of",
     "spending_of",
@@ -179,6 +182,8 @@ def check_options(config: pytest.Config) -> None:
     asked = [f"--agenttrace-{name.replace('_', '-')}" for name in _MODES if config.getoption(f"agenttrace_{name}")]
     if len(asked) > 1:
         raise OptionError(f"{' and '.join(asked)} exclude each other: give one of them")
+    for name in ("ledger", "baseline"):
+        _check_rootdir(config, f"--agenttrace-{name}", config.getoption(f"agenttrace_{name}"))
     cassettes_of(config)
     max_age_of(config)
     early_key(config)
@@ -196,6 +201,32 @@ def check_options(config: pytest.Config) -> None:
         usd = Decimal("NaN")
     if not usd.is_finite() or usd < 0:
         raise OptionError(f"--agenttrace-record-limit: {limit!r} is no sum of USD, such as 0.50")
+
+
+def _check_rootdir(config: pytest.Config, option: str, value: str | None) -> None:
+    """pytest looks for its rootdir before it knows a plugin's options: what follows one after a space, and exists, is a
+    place of tests to it. Raises `OptionError` where another project's configuration, or none, is read for that."""
+    given = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *config.invocation_params.args]
+    told = config.option.rootdir or config.option.inifilename
+    if not value or told or (option, value) not in pairwise(map(str, given)):
+        return
+    here = config.invocation_params.dir
+    path = here / value
+    named = config.args if config.args_source == config.ArgsSource.ARGS else []
+    places = [here / arg.partition("::")[0] for arg in named]
+    folders = [place if place.is_dir() else place.parent for place in places if place.exists()]
+    home = Path(os.path.commonpath(folders or [here]))
+    if not path.exists() or path.parent.is_relative_to(home):
+        return
+    try:
+        meant = find_project(home).file
+    except ConfigurationError:
+        return
+    if meant is None or meant != config.inipath:
+        raise OptionError(
+            f"{option} {value}: pytest takes the file for a place of tests, and its rootdir is {config.rootpath}:\n"
+            f"  write {option}={value}"
+        )
 
 
 def _number() -> Any:
@@ -270,7 +301,7 @@ def baseline_of(config: pytest.Config) -> Path | None:
     path: Path = config.invocation_params.dir / given
     if not given or path.is_dir():
         raise OptionError(f"--agenttrace-baseline: {given!r} is no file: name one, such as baseline.json")
-    if not path.exists() and not update and not _only_looked_at(config):
+    if not path.exists() and not update and not only_looked_at(config):
         raise OptionError(
             f"--agenttrace-baseline: no file {given}: write it with\n"
             f"  pytest --agenttrace-baseline {given} --agenttrace-update-baseline"
@@ -284,9 +315,18 @@ def wants_gate(config: pytest.Config) -> bool:
     return told or baseline_of(config) is not None
 
 
-def _only_looked_at(config: pytest.Config) -> bool:
+def only_looked_at(config: pytest.Config) -> bool:
     """Whether no test is to run: `--help`, `--collect-only` and their like."""
-    asked = ("help", "version", "collectonly", "markers", "showfixtures", "show_fixtures_per_test")
+    asked = (
+        "help",
+        "version",
+        "collectonly",
+        "markers",
+        "showfixtures",
+        "show_fixtures_per_test",
+        "setuponly",
+        "setupplan",
+    )
     return any(getattr(config.option, name, False) for name in asked)
 
 
@@ -311,7 +351,7 @@ def budgets_of(config: pytest.Config) -> ProjectBudgets | None:
         file = read_project(config.rootpath)
         if file is None:
             return None
-        from pytest_agenttrace.projectbudgets import read_budgets
+        from pytest_agenttrace.budgets.project import read_budgets
 
         return read_budgets(file)
     except ProjectError as error:
@@ -323,8 +363,8 @@ def run_limits_of(config: pytest.Config, budgets: ProjectBudgets | None) -> list
     given = config.getoption("agenttrace_budget")
     if not given:
         return [] if budgets is None else list(budgets.run)
-    from pytest_agenttrace.budget import BudgetError, closest
-    from pytest_agenttrace.runbudget import parse_run_budget
+    from pytest_agenttrace.budgets.limits import BudgetError, closest
+    from pytest_agenttrace.budgets.whole_run import parse_run_budget
 
     try:
         return closest([parse_run_budget(given), () if budgets is None else budgets.run])

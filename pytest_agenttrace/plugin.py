@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace import collect, opening
-from pytest_agenttrace.accounting import WANTED, Accountant, wanted_of
-from pytest_agenttrace.bookkeeping import FACTS, Bookkeeper, facts_told, outcome_of
 from pytest_agenttrace.collect import BUDGETS, LIMITS, SESSION, failed_by, marker_layers, named_alone
 from pytest_agenttrace.environment import dummy_key, quiet_environment
 from pytest_agenttrace.opening import OPEN, PRICES, cassette_of, hold_back, opening_of, price_of
@@ -34,22 +32,25 @@ from pytest_agenttrace.options import (
     ledger_of,
     max_age_of,
     mode_of,
+    only_looked_at,
     prices_of,
     wants_gate,
 )
 from pytest_agenttrace.scoped import RUNS, AgentRun, Runs, told_of
-from pytest_agenttrace.session import Session
+from pytest_agenttrace.session.accounting import WANTED, Accountant, wanted_of
+from pytest_agenttrace.session.bookkeeping import FACTS, Bookkeeper, facts_told, outcome_of
+from pytest_agenttrace.session.state import Session
+from pytest_agenttrace.session.summary import TOLD, TOLD_OF_RUNS, Summary
 from pytest_agenttrace.settings import Settings, SettingsError, read_settings
-from pytest_agenttrace.summary import TOLD, TOLD_OF_RUNS, Summary
 from pytest_agenttrace.testrun import Run
 from pytest_agenttrace.tree import printable_lines
 from pytest_agenttrace.usage import explain_comparison
 
 if TYPE_CHECKING:
     from pytest_agenttrace.capture import AgentTrace
-    from pytest_agenttrace.gating import Gate
     from pytest_agenttrace.gemini_server import GeminiServer
     from pytest_agenttrace.replay import GeminiCassette
+    from pytest_agenttrace.session.gating import Gate
     from pytest_agenttrace.store import MlflowStore
 
 _FIXTURES = (
@@ -101,7 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUNS] = Runs()
     config.pluginmanager.register(config.stash[RUNS], "agenttrace-runs")
     if not hasattr(config, "workerinput"):
-        if config.stash[WANTED].facts:
+        if config.stash[WANTED].facts and not only_looked_at(config):
             bookkeeper = Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config))
             config.pluginmanager.register(bookkeeper, "agenttrace-ledger")
             if wants_gate(config):
@@ -114,7 +115,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _gate(config: pytest.Config, bookkeeper: Bookkeeper) -> Gate:
-    from pytest_agenttrace.gating import Gate
+    from pytest_agenttrace.session.gating import Gate
 
     try:
         return Gate(config, bookkeeper)
@@ -408,7 +409,7 @@ def pytest_runtest_makereport(
         facts = facts_told(item, run, held, report.when, ours=ours)
         setattr(report, FACTS, facts)
         if wanted.properties:
-            from pytest_agenttrace.gating import properties_of
+            from pytest_agenttrace.session.gating import properties_of
 
             report.user_properties += properties_of(item.nodeid, facts)
     if report.when == "teardown":

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -32,11 +33,27 @@ class ProjectError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+class _Number(Decimal):
+    """A TOML float, to its last digit, and its text: a float has other digits, and none below 5e-324."""
+
+    text: str
+
+    def __new__(cls, text: str) -> _Number:
+        try:
+            number = super().__new__(cls, text)
+        except InvalidOperation:  # of an exponent of twenty digits
+            number = super().__new__(cls, "NaN")
+        number.text = text
+        return number
+
+
 class Quoted(str):
     """A TOML value as it would be written."""
 
     def __new__(cls, value: object) -> Quoted:
-        # A float's own text is TOML's too, also where it is none of JSON's.
+        if isinstance(value, _Number):
+            return super().__new__(cls, value.text)
+        # The rest is shown as Python does: dates, tables.
         plain = isinstance(value, str | int)
         return super().__new__(cls, json.dumps(value, ensure_ascii=False) if plain else str(value))
 
@@ -80,10 +97,10 @@ class ProjectFile:
         # Nothing of ours begins before the first word of us.
         start = next((number for number, line in enumerate(lines) if mentions_us(line)), 0)
         for end in range(start + 1, len(lines) + 1):
-            data = _loads("\n".join(lines[:end]))
-            if data is _ABSENT:
-                data = _loads("\n".join(lines[:end]) + "\n]")
-            if data is not _ABSENT:
+            data = _tables_so_far("\n".join(lines[:end]))
+            if data is None:
+                data = _tables_so_far("\n".join(lines[:end]) + "\n]")
+            if data is not None:
                 steps.append((end, end == start + 1, data))
                 start = end
         return steps
@@ -100,13 +117,21 @@ def path_of(keys: Sequence[Key]) -> str:
     return text
 
 
-def _loads(text: str) -> Any:
+def _tables(text: str) -> dict[str, Any]:
+    """Raises `ProjectError`."""
     import tomllib
 
     try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError):  # the first: TOMLDecodeError, and a number of too many digits
-        return _ABSENT
+        return tomllib.loads(text, parse_float=_Number)
+    except (ValueError, RecursionError) as error:  # the first: TOMLDecodeError, and a number of too many digits
+        raise ProjectError([f"{NAME}: {error}"]) from None
+
+
+def _tables_so_far(text: str) -> dict[str, Any] | None:
+    try:
+        return _tables(text)
+    except ProjectError:
+        return None
 
 
 def _get(data: Any, path: Sequence[Key]) -> Any:
@@ -133,12 +158,7 @@ def read_project(root: Path) -> ProjectFile | None:
         raise ProjectError([f"{NAME}: cannot be read: {error}"]) from None
     if not mentions_us(text):
         return None
-    import tomllib
-
-    try:
-        tool = tomllib.loads(text).get("tool")
-    except (ValueError, RecursionError) as error:  # the first: TOMLDecodeError, and a number of too many digits
-        raise ProjectError([f"{NAME}: {error}"]) from None
+    tool = _tables(text).get("tool")
     table = tool.get("agenttrace") if isinstance(tool, dict) else None
     if table is None:
         return None

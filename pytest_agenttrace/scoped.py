@@ -25,7 +25,7 @@ from pytest_agenttrace.testrun import Run
 if TYPE_CHECKING:
     import os
 
-    from pytest_agenttrace.budget import Limit, Overrun, Use
+    from pytest_agenttrace.budgets.limits import Limit, Overrun, Use
     from pytest_agenttrace.capture import AgentTrace
     from pytest_agenttrace.gemini_server import GeminiServer
 
@@ -161,7 +161,7 @@ class Runs:
         names = getattr(item, "fixturenames", ())
         if not limits or "agent_trace" in names or "agent_run" not in names:
             return (), None
-        from pytest_agenttrace.budget import unjudged
+        from pytest_agenttrace.budgets.limits import unjudged
 
         runs = self.of(item)
         several = len(runs) != 1 or runs[0].count > 1
@@ -197,7 +197,7 @@ class Runs:
 
 def _weighed(limits: Sequence[Limit], held: _Held) -> tuple[list[Use], list[Overrun]]:
     """What the runs of one fixture used of a test's limits, and what is wrong with that."""
-    from pytest_agenttrace.budget import Overrun, unjudged, weigh
+    from pytest_agenttrace.budgets.limits import Overrun, unjudged, weigh
     from pytest_agenttrace.capture import NothingTraced
 
     uses: list[Use] = []

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_agenttrace.session import CassetteUse
+from pytest_agenttrace.session.state import CassetteUse
 from pytest_agenttrace.settings import Finding, Settings
 
 if TYPE_CHECKING:
-    from pytest_agenttrace.budget import Limit, Use
+    from pytest_agenttrace.budgets.limits import Limit, Use
     from pytest_agenttrace.calls import Pricer
     from pytest_agenttrace.capture import AgentTrace, Verdict
     from pytest_agenttrace.ledger import BudgetFacts, FindingFacts, TestFacts
@@ -118,7 +118,7 @@ class Run:
         return [text for text in verdict.failures if text not in before.failures]
 
     def _judged(self) -> Verdict:
-        from pytest_agenttrace.budget import unjudged
+        from pytest_agenttrace.budgets.limits import unjudged
         from pytest_agenttrace.capture import Verdict, judge
         from pytest_agenttrace.store import StoreError
 
@@ -245,7 +245,7 @@ class Run:
     def bill(self, *, untraced: bool) -> dict[str, Any]:
         """What the test has used; empty where it asked for nothing, and where it only sent and did not trace, unless
         that is wanted too (`untraced`)."""
-        from pytest_agenttrace.runbudget import bill_of, unknown_bill
+        from pytest_agenttrace.budgets.whole_run import bill_of, unknown_bill
         from pytest_agenttrace.store import StoreError
 
         traced = self.trace is not None

@@ -15,7 +15,7 @@ from pytest_agenttrace.capture import CaptureFailed
 from pytest_agenttrace.replay import Opening, open_cassette
 from pytest_agenttrace.replay.cassette import load_cassette
 from pytest_agenttrace.replay.mismatch import changes
-from pytest_agenttrace.session import Session
+from pytest_agenttrace.session.state import Session
 from pytest_agenttrace.wire import canonical_body
 from tests.test_recorder import NOWHERE, ask, echo, prompts_of, record
 

@@ -253,8 +253,9 @@ def test_defaults_hold_for_the_runs_that_tests_read(project: Path) -> None:
 WRONG = """
 [tool.agenttrace.budgets]
 tokns = 5
-cost = 0.30000000000000004
+cost = "1e"
 llm_calls = true
+input_tokens = 1_0e2
 nodes = { research = { tokens = "many" }, "a b" = {} }
 [tool.agenttrace.budgets.run]
 llm_calls = 3
@@ -268,20 +269,20 @@ match = 3
 runs = 7
 """
 ALL = "tokens, input_tokens, output_tokens, cost, llm_calls, tool_calls"
-FLOAT = "is a float that is not what it seems: write it as text"
 TOLD_WRONG = f"""\
-pyproject.toml:14: tool.agenttrace.buget: unknown table; did you mean 'budgets'? [tool.agenttrace] has budgets, traffic
+pyproject.toml:15: tool.agenttrace.buget: unknown table; did you mean 'budgets'? [tool.agenttrace] has budgets, traffic
 pyproject.toml:3: tool.agenttrace.budgets.tokns: unknown key; did you mean 'tokens'? It has {ALL}, nodes, tests, run
-pyproject.toml:8: tool.agenttrace.budgets.run.llm_calls: unknown key. It has cost, tokens
-pyproject.toml:4: tool.agenttrace.budgets.cost = 0.30000000000000004 {FLOAT}
+pyproject.toml:9: tool.agenttrace.budgets.run.llm_calls: unknown key. It has cost, tokens
+pyproject.toml:6: tool.agenttrace.budgets.input_tokens = 1_0e2 is not a whole number
+pyproject.toml:4: tool.agenttrace.budgets.cost = "1e" is not an amount of USD: write cost="0.005"
 pyproject.toml:5: tool.agenttrace.budgets.llm_calls = true is not a number
-pyproject.toml:6: tool.agenttrace.budgets.nodes.research.tokens = "many" is not a whole number
-pyproject.toml:6: tool.agenttrace.budgets.nodes."a b": sets no limit: give one of {ALL}
-pyproject.toml:10: tool.agenttrace.budgets.tests[0]: names no tests: write match = "tests/nightly/*"
-pyproject.toml:11: tool.agenttrace.budgets.tests[0].cost = "five" is not an amount of USD: write cost="0.005"
-pyproject.toml:13: tool.agenttrace.budgets.tests[1].match = 3 is no pattern for node ids of tests
-pyproject.toml:12: tool.agenttrace.budgets.tests[1]: sets no limit: give one of {ALL}, nodes
-pyproject.toml:9: tool.agenttrace.budgets.run.tokens = -1 is negative"""
+pyproject.toml:7: tool.agenttrace.budgets.nodes.research.tokens = "many" is not a whole number
+pyproject.toml:7: tool.agenttrace.budgets.nodes."a b": sets no limit: give one of {ALL}
+pyproject.toml:11: tool.agenttrace.budgets.tests[0]: names no tests: write match = "tests/nightly/*"
+pyproject.toml:12: tool.agenttrace.budgets.tests[0].cost = "five" is not an amount of USD: write cost="0.005"
+pyproject.toml:14: tool.agenttrace.budgets.tests[1].match = 3 is no pattern for node ids of tests
+pyproject.toml:13: tool.agenttrace.budgets.tests[1]: sets no limit: give one of {ALL}, nodes
+pyproject.toml:10: tool.agenttrace.budgets.run.tokens = -1 is negative"""
 
 
 @pytest.mark.parametrize("args", [[], ["-p", "xdist", "-n", "1"]], ids=["serial", "xdist"])

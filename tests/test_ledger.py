@@ -329,6 +329,18 @@ def shard(*names: str, **changes: Any) -> Ledger:
     return dataclasses.replace(made, **changes)
 
 
+def test_what_a_shard_leaves_out_another_was_to_run() -> None:
+    """By deselecting, as pytest-split does, and by files; what all shards leave out was not to run."""
+    splits = (
+        RunFacts(part="-", whole=(".",), deselected=("a::2", "a::plain", "a::slow")),
+        RunFacts(part="-", whole=(".",), deselected=("a::1", "a::slow")),
+    )
+    found = merge({ONE: shard("a::1", run=splits[0]), TWO: shard("a::2", run=splits[1])})
+    assert (found.run.part, found.run.deselected) == (None, ("a::slow",))
+    files = (RunFacts(part="-", whole=("a",), deselected=("a::slow",)), RunFacts(part="-", whole=("b",)))
+    assert merge({ONE: shard(run=files[0]), TWO: shard(run=files[1])}).run.deselected == ("a::slow",)
+
+
 def test_shards_are_a_whole() -> None:
     times = Times("2025-12-31T23:00:00+00:00", 1.0, {"b": 0.5})
     first = shard("a", run=RunFacts(stopped="interrupted", part="some", not_run=("b", "c"), broken=("x.py",)))

@@ -546,11 +546,12 @@ def test_a_shared_cassette_is_judged_over_all_its_tests(project: Path, workers: 
     assert "2 passed" in ran.out
     quiet = run_pytest(project, "-q", *workers, env=environment())
     assert summary(quiet).startswith(summary(ran))
-    head, reply = summary(ran).splitlines()
-    assert head == "app.yaml: 1 recorded reply was never asked for by its 2 tests [unused]"
-    assert reply == (
-        "  write: reply 3 was never asked for: gemini-2.5-flash:generateContent 'Write 300 words on solar sails'"
-    )
+    assert summary(ran).splitlines() == [
+        "app.yaml: 1 recorded reply was never asked for by its 2 tests [unused]",
+        "  write: reply 3 was never asked for: gemini-2.5-flash:generateContent 'Write 300 words on solar sails'",
+        "  Where nothing asks for that any more, delete the file and record it again:",
+        "    pytest test_shared.py --agenttrace-record",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from pytest_agenttrace.projectfile import Key, ProjectError, ProjectFile, matches, mentions_us, read_project
+from pytest_agenttrace.projectfile import Key, ProjectError, ProjectFile, Quoted, matches, mentions_us, read_project
 
 HOSTILE = '''\
 [project]
@@ -145,3 +146,19 @@ def test_no_file_no_table_and_what_is_no_table(tmp_path: Path) -> None:
 )
 def test_the_tests_of_a_pattern(pattern: str, nodeid: str, fits: bool) -> None:
     assert matches(pattern, nodeid) is fits
+
+
+def test_a_number_that_nobody_can_hold_is_none_and_keeps_its_text(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.agenttrace.budgets]\ncost = 1e99999999999999999999\n")
+    found = read_project(tmp_path)
+    assert found is not None
+    assert found.table["budgets"]["cost"].is_nan()
+    assert Quoted(found.table["budgets"]["cost"]) == "1e99999999999999999999"
+
+
+@pytest.mark.parametrize("written", ["0.1", "0.30000000000000004", "1e-400", "123456789.123456789123456789"])
+def test_numbers_are_as_they_are_written(tmp_path: Path, written: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(f"[tool.agenttrace.budgets]\ncost = {written}\n")
+    found = read_project(tmp_path)
+    assert found is not None
+    assert found.table["budgets"]["cost"] == Decimal(written)

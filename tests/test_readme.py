@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pytest_agenttrace import GeminiServer, ModelCall, Reply, Usage
-from pytest_agenttrace.budget import closest
+from pytest_agenttrace.budgets.limits import closest
+from pytest_agenttrace.budgets.project import read_budgets
 from pytest_agenttrace.prices import read_prices
-from pytest_agenttrace.projectbudgets import read_budgets
 from pytest_agenttrace.projectfile import read_project
 from tests import shown
 

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from pytest_agenttrace import Fault, Reply, cli, plugin
-from pytest_agenttrace.budget import METRICS
+from pytest_agenttrace.budgets.limits import METRICS
 from pytest_agenttrace.options import add_options
 from pytest_agenttrace.settings import KEYS, KINDS
 from pytest_agenttrace.trace import TraceReading

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_agenttrace.ledger import BilledFacts, ExecutionFacts, FindingFacts, Ledger, TestFacts, UsageFacts
-from pytest_agenttrace.report import Comparison, Difference, compare
+from pytest_agenttrace.report import Comparison, Difference, compare, new_baseline
 from tests.ledgers import FLASH, RATES, article, budget, call, ledger, tool, traced, used
 
 TEST = "test_a.py::test_article"
@@ -262,6 +262,42 @@ def test_a_test_that_was_not_to_run_has_not_vanished(run: dict[str, Any], said: 
 
 
 @pytest.mark.parametrize(
+    ("run", "vanished"),
+    [
+        ({"part": "only tests was run", "whole": ("tests",)}, ["tests/a.py::b", "tests/in/b.py::c"]),
+        ({"part": "only tests/a.py was run", "whole": ("tests/a.py",)}, ["tests/a.py::b"]),
+        (
+            {"part": "tests were deselected", "whole": (".",), "deselected": ("tests/a.py::b",)},
+            ["tests/in/b.py::c", "tests2/c.py::d"],
+        ),
+        ({"part": "only tests/a.py::a was run"}, []),
+        (
+            {"stopped": "-x", "part": "only tests was run", "whole": ("tests",), "not_run": ("tests/a.py::b",)},
+            ["tests/in/b.py::c"],
+        ),
+    ],
+)
+def test_what_is_gone_from_the_part_that_ran_has_vanished(run: dict[str, Any], vanished: list[str]) -> None:
+    names = ("tests/a.py::a", "tests/a.py::b", "tests/in/b.py::c", "tests2/c.py::d")
+    was = ledger({name: article((n, n)) for n, name in enumerate(names)})
+    now = ledger({names[0]: was.tests[names[0]]}, **run)
+    found = {difference.kind: list(difference.tests) for difference in compare(was, now).differences}
+    assert found.get("test vanished", []) == vanished
+    assert sorted([*vanished, *found.get("test not run", [])]) == sorted(names[1:])
+    assert sorted(new_baseline(was, now).tests) == sorted({*names} - {*vanished})
+
+
+@pytest.mark.parametrize(
+    "run", [{"stopped": "-x", "not_run": ("t::b",)}, {"part": "-k", "whole": (".",), "deselected": ("t::b",)}]
+)
+def test_a_run_whose_readers_did_not_run_has_not_vanished(run: dict[str, Any]) -> None:
+    was = ledger({"t::a": article(), "t::made": article((1, 1), outcome="run")})
+    found = compare(was, ledger({"t::a": article()}, **run))
+    assert [difference.kind for difference in found.differences] == ["test not run"]
+    assert compare(was, ledger({"t::a": article()})).differences[0].kind == "test vanished"
+
+
+@pytest.mark.parametrize(
     ("was", "now", "obstacle"),
     [
         (ledger(), ledger(article()), "the old ledger has no tests: nothing to compare with"),
@@ -367,6 +403,11 @@ def test_budgets(was: Any, now: Any, said: list[str]) -> None:
     assert told(of_run[0], of_run[1]) == said
 
 
+def test_a_test_that_failed_has_lost_no_limit() -> None:
+    was = article(budgets=(budget(1900, 2000),))
+    assert not [line for line in told(was, article(outcome="error", budgets=())) if "limit" in line]
+
+
 # Cost
 
 
@@ -457,7 +498,7 @@ def test_another_model_is_named_once_as_a_request_and_once_with_its_prices() -> 
     assert told(was, now)[:3] == [
         "cost: research +$0.004727 by prices alone (+310%)",
         "  gemini-2.5-flash -> gemini-2.5-pro: input $0.30 -> $1.25, output $2.50 -> $10.00 a million tokens",
-        "request: research: model gemini-2.5-flash -> gemini-2.5-pro in 1 request",
+        "request: model gemini-2.5-flash -> gemini-2.5-pro in 1 request of research",
     ]
     assert "answered by" not in " ".join(told(was, now))
 
@@ -571,8 +612,7 @@ def test_another_answering_model_is_news_only() -> None:
     was = article()
     now = replace(was, calls=tuple(replace(asked, answered_by="gemini-2.5-flash-002") for asked in was.calls))
     assert told(was, now) == [
-        f"informational: {node}: answered by {FLASH} -> gemini-2.5-flash-002 in 1 request"
-        for node in ("research", "write")
+        f"informational: answered by {FLASH} -> gemini-2.5-flash-002 in 2 requests of research, write"
     ]
 
 

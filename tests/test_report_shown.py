@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -259,7 +262,12 @@ def test_tests_of_one_workflow_are_averaged() -> None:
 
 def test_a_node_inside_of_another_is_in_that_ones_month() -> None:
     was, now = (traced(call("report|write", used(10, count))) for count in (10, 20))
-    assert [one.node for one in monthly(compare(ledger(was), ledger(now)).rows, Traffic(1))] == ["report"]
+    found = compare(ledger(was), ledger(now))
+    assert [one.node for one in monthly(found.rows, Traffic(1))] == ["report"]
+    said = "\n`report|write` runs inside of `report`, whose row includes it.\n"
+    assert said in as_markdown(judge(found, "cost"))
+    assert said in of_one_ledger(ledger(now))
+    assert "whose row" not in of_one_ledger(ledger(article()))
 
 
 def test_tests_without_traffic_are_left_out() -> None:
@@ -411,20 +419,50 @@ def test_diff_writes_a_file_and_says_the_verdict(folder: Path) -> None:
             ["old.json", "new.json", "--tolerance", "much"],
             "Invalid value for '--tolerance': 'much' is no tolerance: give percent, such as 10%",
         ),
-        (["old.json", "new.json", "-o", "no/diff.txt"], "no/diff.txt: cannot be written: No such file or directory"),
+        (["old.json", "new.json", "-o", "text.json/diff"], "text.json/diff: cannot be written: Not a directory"),
+        (
+            ["old.json", "new.json", "-o", "../{here}/new.json"],
+            "--output ../{here}/new.json: is one of the ledgers compared: name another file",
+        ),
     ],
 )
 def test_what_cannot_be_meant_exits_with_2(folder: Path, arguments: list[str], said: str) -> None:
-    found = diff(*arguments)
-    assert (found.exit_code, found.output.splitlines()[-1]) == (2, f"Error: {said}")
+    before = (folder / "new.json").read_bytes()
+    found = diff(*(argument.replace("{here}", folder.name) for argument in arguments))
+    told = found.output.splitlines()[-1].replace(f"/{folder.name}/", "/{here}/")
+    assert (found.exit_code, told) == (2, f"Error: {said}")
+    assert (folder / "new.json").read_bytes() == before
 
 
-def test_wrong_traffic_is_named_with_its_file(folder: Path) -> None:
-    (folder / "pyproject.toml").write_text("[tool.agenttrace.traffic]\nruns_per_day = -1\n")
+def test_letters_that_a_terminal_does_not_have_and_a_full_disk(folder: Path) -> None:
+    write_ledger(folder / "foreign.json", ledger({"日本.py::test": article()}))
+    command = [
+        sys.executable,
+        "-c",
+        "from pytest_agenttrace.cli import main; main()",
+        "diff",
+        "old.json",
+        "foreign.json",
+    ]
+    narrow = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    found = subprocess.run(command, capture_output=True, env=narrow, check=False)
+    assert found.returncode == 1
+    assert rb"\u65e5\u672c.py::test" in found.stdout
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("w") as full:
+            found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+        assert found.returncode not in (0, None)
+        assert found.stderr.startswith(b"Error: No space left on device\n")
+        assert b"Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("runs", [-1, 10**12 + 1])
+def test_wrong_traffic_is_named_with_its_file(folder: Path, runs: int) -> None:
+    (folder / "pyproject.toml").write_text(f"[tool.agenttrace.traffic]\nruns_per_day = {runs}\n")
     found = diff("old.json", "new.json", "--format", "markdown")
     assert (found.exit_code, found.output.splitlines()[-1]) == (
         2,
-        "Error: pyproject.toml:2: tool.agenttrace.traffic.runs_per_day = -1 is no number of runs",
+        f"Error: pyproject.toml:2: tool.agenttrace.traffic.runs_per_day = {runs} is no number of runs",
     )
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
@@ -17,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_agenttrace.ledger.model import Ledger
+from pytest_agenttrace.placing import put_text
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -82,23 +80,8 @@ def write_ledger(path: Path, ledger: Ledger | Mapping[str, Any]) -> None:
     also for a file that is there already and is no ledger."""
     if (why := not_ours(path)) is not None:
         raise LedgerError(f"{path} {why}")
-    text = ledger_text(ledger)
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            path.write_text(text, encoding="utf-8")  # a device or a pipe stays what it is
-            return
-        path = Path(os.path.realpath(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(text.encode("utf-8", "backslashreplace"))
-            Path(name).chmod(0o666 & ~_umask())
-            Path(name).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(name).unlink()
-            raise
+        put_text(path, ledger_text(ledger))
     except OSError as error:
         raise LedgerError(f"{path}: the ledger cannot be written: {error.strerror or error}") from None
 
@@ -113,13 +96,6 @@ def not_ours(path: Path) -> str | None:
     except OSError:  # told by who writes
         return None
     return None if _BEGINS.match(begins) else "is there already and is no ledger: name another file"
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read_ledger(path: Path) -> Ledger:

@@ -25,12 +25,18 @@ def merge(shards: Mapping[Path, Ledger]) -> Ledger:
     stopped = [f"{path.name}: {run.stopped}" for path, run in runs.items() if run.stopped is not None]
     run = RunFacts(
         stopped="; ".join(stopped) or None,
+        deselected=tuple(sorted(_deselected(list(runs.values())) - tests.keys())),
         not_run=tuple(sorted({test for run in runs.values() for test in run.not_run} - tests.keys())),
         broken=tuple(sorted({file for run in runs.values() for file in run.broken})),
         budgets=_budgets([run.budgets for run in runs.values()], tests),
         findings=tuple(dict.fromkeys(finding for run in runs.values() for finding in run.findings)),
     )
     return Ledger(1, _versions(shards), run, tests, _times([ledger.times for ledger in shards.values()]))
+
+
+def _deselected(runs: Sequence[RunFacts]) -> set[str]:
+    """What no shard was to run: a shard that leaves a test out is made good for by one that does not."""
+    return {test for run in runs for test in run.deselected if not any(other.was_to_run(test) for other in runs)}
 
 
 def _tests(shards: Mapping[Path, Ledger]) -> dict[str, TestFacts]:

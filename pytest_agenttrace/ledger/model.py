@@ -161,16 +161,28 @@ class TestFacts:
 @dataclass(frozen=True, slots=True)
 class RunFacts:
     """The run as a whole. `stopped` says why it did not come to its end, `part` why it was not the whole suite; None
-    where it did and was. `not_run` are tests that were collected and not run; `broken` files that could not be
+    where it did and was. `whole` are the files and folders (`.`: all) whose every test a part of the suite was to run,
+    but for the `deselected` ones. `not_run` are tests that were to run and did not; `broken` files that could not be
     collected. `budgets` are limits of the whole run, `findings` what no single test is to blame for: replies of a
     shared cassette that none of its tests asked for."""
 
     stopped: str | None = None
     part: str | None = None
+    whole: tuple[str, ...] = ()
+    deselected: tuple[str, ...] = ()
     not_run: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     budgets: tuple[BudgetFacts, ...] = ()
     findings: tuple[FindingFacts, ...] = ()
+
+    def was_to_run(self, test: str) -> bool:
+        """Whether a test that is there was one of this run's, as far as it names tests."""
+        if test in self.deselected:
+            return False
+        file = test.partition("::")[0]
+        return self.part is None or any(
+            place in (".", file, test) or file.startswith(f"{place}/") for place in self.whole
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pytest_agenttrace.ledger import Ledger, RunFacts, TestFacts, Times
-from pytest_agenttrace.report.structure import FAILING
+from pytest_agenttrace.report.structure import FAILING, stayed_away
 from pytest_agenttrace.report.wording import counted, listed
 
 __all__ = ["new_baseline", "why_not"]
@@ -28,14 +28,14 @@ def why_not(run: Ledger) -> str | None:
 
 
 def new_baseline(old: Ledger | None, run: Ledger) -> Ledger:
-    """The baseline after a run: all of a whole one; of a part its tests, the others as they were. What was skipped
-    keeps its numbers. Without times, which no two runs share."""
+    """The baseline after a run: its tests, and what it was not to run as it was. What was skipped keeps its numbers.
+    Without times, which no two runs share."""
     before = old.tests if old is not None else {}
     whole = run.run.part is None
     ran: dict[str, TestFacts] = {}
     for name, facts in run.tests.items():
         ran[name] = before[name] if facts.outcome == "skipped" and name in before else facts
-    kept = {} if whole else {name: facts for name, facts in before.items() if name not in ran}
+    away = {name: facts for name, facts in before.items() if name not in ran and stayed_away(name, facts, run.run)}
     versions = run.versions if whole or old is None else old.versions
     of_all = RunFacts(budgets=run.run.budgets, findings=run.run.findings) if whole or old is None else old.run
-    return dataclasses.replace(run, versions=versions, run=of_all, tests={**kept, **ran}, times=Times())
+    return dataclasses.replace(run, versions=versions, run=of_all, tests={**away, **ran}, times=Times())

@@ -13,7 +13,7 @@ from pytest_agenttrace.report.growth import growth, judged_rows
 from pytest_agenttrace.report.limits import budgets
 from pytest_agenttrace.report.renaming import renamed, renamed_nodes, renamed_tests
 from pytest_agenttrace.report.requests import Requests
-from pytest_agenttrace.report.structure import FAILING, deeds, of_the_run, outcomes, traced
+from pytest_agenttrace.report.structure import FAILING, deeds, of_the_run, outcomes, stayed_away, traced
 from pytest_agenttrace.report.wording import counted, listed, signed_tokens, signed_usd, tokens, usd
 from pytest_agenttrace.usage import exact_decimals
 
@@ -59,7 +59,7 @@ def compare(old: Ledger, new: Ledger, tolerance: Decimal = TOLERANCE) -> Compari
             requests.compare(test, was, now)
             for one in known_part(was, now, tolerance):
                 found.setdefault(one, []).append(test)
-    gone, stayed_away = _gone(pairs, new)
+    gone, not_run = _gone(pairs, old, new)
     differences = [
         *(_of_tests(one, tests, rows) for one, tests in found.items()),
         *gone,
@@ -73,7 +73,7 @@ def compare(old: Ledger, new: Ledger, tolerance: Decimal = TOLERANCE) -> Compari
     return Comparison(
         1,
         tolerance,
-        Tests(len(pairs.old), len(pairs.come), len(pairs.gone) - stayed_away, stayed_away),
+        Tests(len(pairs.old), len(pairs.come), len(pairs.gone) - not_run, not_run),
         tuple(_obstacles(old, new, pairs)),
         tuple(sorted(differences, key=lambda difference: LEVELS.index(difference.level))),
         total,
@@ -128,9 +128,9 @@ def _of_run(found: Found) -> Difference:
     return Difference(found.level, found.kind, found.node, found.text, (), found.evidence)
 
 
-def _gone(pairs: _Paired, new: Ledger) -> tuple[list[Difference], int]:
+def _gone(pairs: _Paired, old: Ledger, new: Ledger) -> tuple[list[Difference], int]:
     """Tests that are not there any more, unless the run was not to come to them; with the number of the latter."""
-    away = [name for name in pairs.gone if new.run.part is not None or name in new.run.not_run]
+    away = [name for name in pairs.gone if stayed_away(name, old.tests[name], new.run)]
     broken = [name for name in pairs.gone if name not in away and name.partition("::")[0] in new.run.broken]
     left = [name for name in pairs.gone if name not in away and name not in broken]
     found = []

@@ -23,7 +23,7 @@ from pytest_agenttrace.report.wording import (
     tokens,
     usd,
 )
-from pytest_agenttrace.usage import format_usd
+from pytest_agenttrace.usage import exact_decimals, format_usd
 
 __all__ = ["LIMIT", "as_markdown", "bounded", "code", "of_one_ledger"]
 
@@ -66,6 +66,17 @@ def _table(nodes: Sequence[Row], total: Row) -> Iterator[str]:
     if len(moved) > _ROWS:
         yield f"| and {len(moved) - _ROWS} more nodes | | | | |"
     yield _row("**all tests compared**", total)
+    yield from _nested(row.node or "" for row in moved)
+
+
+def _nested(nodes: Iterable[str]) -> Iterator[str]:
+    """That the rows are no sum, where a node of a subgraph stands beside the one it runs in."""
+    names = set(nodes)
+    for name in sorted(names):
+        outer = name.rpartition("|")[0]
+        if outer in names:
+            yield f"\n{code(name)} runs inside of {code(outer)}, whose row includes it."
+            return
 
 
 def _row(name: str, row: Row) -> str:
@@ -124,7 +135,8 @@ def month_usd(value: Decimal) -> str:
     amount = abs(value)
     if 0 < amount < Decimal("0.005"):
         return f"{sign}<$0.01"
-    rounded = amount.quantize(Decimal(1) if amount >= 100 else Decimal("0.01"), ROUND_HALF_UP)
+    with exact_decimals():
+        rounded = amount.quantize(Decimal(1) if amount >= 100 else Decimal("0.01"), ROUND_HALF_UP)
     shown = format_usd(rounded)
     return f"{sign}{shown.removesuffix('.00') if amount >= 100 else shown}"
 
@@ -185,6 +197,7 @@ def _dearest(sums: dict[str, Spent], parts: dict[str, list[Spent]]) -> Iterator[
         yield f"| {code(node, cell=True)} | {' | '.join(cells)} |"
     if len(ordered) > _ROWS:
         yield f"| and {len(ordered) - _ROWS} more nodes | | | | |"
+    yield from _nested(sums)
 
 
 def bounded(text: str, limit: int = LIMIT) -> str:

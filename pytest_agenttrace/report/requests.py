@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
 from pytest_agenttrace.ledger import CallFacts, TestFacts, Value
-from pytest_agenttrace.report.differences import Difference
+from pytest_agenttrace.report.differences import Difference, Level
 from pytest_agenttrace.report.structure import cut_short
-from pytest_agenttrace.report.wording import counted, shown
+from pytest_agenttrace.report.wording import counted, listed, shown
 
 __all__ = ["Requests"]
 
 _INDEX = re.compile(r"\[\d+\]")
-_EXAMPLES = 2
+_EXAMPLES, _NODES = 2, 3
 _ABSENT = "(absent)"
 
 
@@ -23,7 +23,6 @@ _ABSENT = "(absent)"
 class _Edit:
     """One member of requests that is another now, wherever it was met."""
 
-    node: str | None
     requests: int = 0
     tests: dict[str, None] = field(default_factory=dict)
     nodes: dict[str | None, None] = field(default_factory=dict)
@@ -35,7 +34,7 @@ class Requests:
 
     def __init__(self) -> None:
         self._edits: dict[str, _Edit] = {}
-        self._models: dict[tuple[str | None, str, str], _Edit] = {}
+        self._models: dict[tuple[str, str], _Edit] = {}
         self._came: dict[tuple[str | None, str], _Edit] = {}
 
     def compare(self, test: str, old: TestFacts, new: TestFacts) -> None:
@@ -52,7 +51,7 @@ class Requests:
 
     def _pair(self, test: str, node: str | None, before: CallFacts | None, after: CallFacts | None) -> None:
         if before is None or after is None:
-            _note(self._came.setdefault((node, "vanished" if after is None else "appeared"), _Edit(node)), test, node)
+            _note(self._came.setdefault((node, "vanished" if after is None else "appeared"), _Edit()), test, node)
             return
         for word, was, now in (
             ("model", before.model, after.model),
@@ -61,19 +60,19 @@ class Requests:
         ):
             # An answer by the model that is asked now is told by that one.
             if was != now and None not in (was, now) and (word != "answered by" or before.model == after.model):
-                edit = self._models.setdefault((node, word, f"{was} -> {now}"), _Edit(node))
+                edit = self._models.setdefault((word, f"{was} -> {now}"), _Edit())
                 _note(edit, test, node)
         for path, (one, other) in _edits(before.request, after.request).items():
-            edit = self._edits.setdefault(path, _Edit(None))
+            edit = self._edits.setdefault(path, _Edit())
             _note(edit, test, node)
             edit.changes[one, other] = edit.changes.get((one, other), 0) + 1
 
     def differences(self) -> Iterator[Difference]:
         """What was collected, what is met most first."""
-        for (node, word, change), edit in self._models.items():
-            answered = word == "answered by"
-            text = f"{node or '(no node)'}: {word} {change} in {counted(edit.requests, 'request')}"
-            yield Difference("informational" if answered else "request", word, node, text, tuple(edit.tests))
+        for (word, change), edit in self._models.items():
+            text = f"{word} {change} in {counted(edit.requests, 'request')} of {listed(_names(edit), _NODES)}"
+            level: Level = "informational" if word == "answered by" else "request"
+            yield Difference(level, word, _only(edit), text, tuple(edit.tests))
         for (node, change), edit in self._came.items():
             text = f"{node or '(no node)'}: {counted(edit.requests, 'call')} {change}"
             yield Difference("request", f"call {change}", node, text, tuple(edit.tests))
@@ -84,7 +83,7 @@ class Requests:
 def _told(path: str, edit: _Edit) -> Difference:
     changes = [f"{_value(one)} -> {_value(other)}" for one, other in edit.changes]
     where = f"in {counted(edit.requests, 'request')}"
-    node = next(iter(edit.nodes)) if len(edit.nodes) == 1 else None
+    node = _only(edit)
     if len(changes) == 1:
         ((one, other),) = edit.changes
         values = {"old": _plain(one), "new": _plain(other)}
@@ -97,6 +96,14 @@ def _told(path: str, edit: _Edit) -> Difference:
 def _note(edit: _Edit, test: str, node: str | None) -> None:
     edit.requests += 1
     edit.tests[test] = edit.nodes[node] = None
+
+
+def _names(edit: _Edit) -> list[str]:
+    return [node or "(no node)" for node in edit.nodes]
+
+
+def _only(edit: _Edit) -> str | None:
+    return next(iter(edit.nodes)) if len(edit.nodes) == 1 else None
 
 
 def _value(value: object) -> str:

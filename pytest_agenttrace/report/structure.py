@@ -203,6 +203,14 @@ def _findings(old: TestFacts, new: TestFacts) -> Iterator[Found]:
             yield Found("informational", "findings", node, text)
 
 
+def stayed_away(test: str, facts: TestFacts, run: RunFacts) -> bool:
+    """Whether a test that a run does not have may be there still: it was not to run, or was not come to. A run that
+    many tests read may be there where one of them did not run."""
+    if not run.was_to_run(test) or test in run.not_run:
+        return True
+    return facts.outcome == "run" and bool(run.not_run or run.deselected)
+
+
 def of_the_run(old: RunFacts, new: RunFacts) -> Iterator[Found]:
     """What no single test is to blame for."""
     was = {finding.text for finding in old.findings}

@@ -48,6 +48,8 @@ class Monthly:
     usd_per_month: Decimal | None
 
 
+# Runs a day: more than the world's telephones.
+_MOST = 10**12
 _TABLE = ("runs_per_day", "tests")
 _ENTRY = ("match", "runs_per_day")
 
@@ -94,7 +96,7 @@ def _wrong_entry(file: ProjectFile, keys: tuple[Key, ...], entry: Mapping[str, o
 
 
 def _wrong_runs(file: ProjectFile, keys: tuple[Key, ...], value: object) -> list[str]:
-    right = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    right = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
     return [] if right else [f"{file.where(*keys)} = {Quoted(value)} is no number of runs"]
 
 

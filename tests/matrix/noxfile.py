@@ -22,13 +22,14 @@ import nox
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / ".venv" / "matrix" / "results"
 SHOWN = ("mlflow", "langgraph", "langchain-core", "langchain-google-genai", "google-genai", "vcrpy", "pytest")
-# What touches the libraries: MLflow's store, pytest's hooks, vcrpy's matching, LangGraph's spans, the client's bodies.
+# What touches the libraries: MLflow's stores, pytest's hooks, vcrpy's matching, LangGraph's spans, the client's bodies.
 SUITE = (
     "test_store",
+    "test_kept",
     "test_seeding",
     "test_scorers",
     "test_crosscheck",
-    "test_totals",
+    "test_session_totals",
     "test_plugin",
     "test_delivery",
     "test_matching",

@@ -152,6 +152,31 @@ def test_only_what_ran_is_compared_and_only_that_is_updated(suite: Path) -> None
     assert after.tests["test_it.py::test_again"] != before.tests["test_it.py::test_again"]
 
 
+def test_a_test_that_is_gone_from_a_file_that_ran_has_vanished(suite: Path) -> None:
+    run(suite, *UPDATE)
+    (suite / "test_it.py").write_text(TESTS.replace("def test_article", "def of_no_test"))
+    gone = run(suite, *BASELINE, "test_it.py")
+    assert gone.code == 1
+    assert section(gone)[1:3] == ["  breaking", "    1 test vanished"]
+    assert run(suite, *BASELINE, "-n1", "-m", "not slow", plugins=("xdist",)).code == 1
+    assert run(suite, *UPDATE, "test_it.py").code == 0
+    assert list(read_ledger(suite / "baseline.json").tests) == ["test_it.py::test_again"]
+
+
+def test_who_leaves_with_a_good_exit_code_is_no_match_for_a_baseline(suite: Path) -> None:
+    run(suite, *UPDATE)
+    before = (suite / "baseline.json").read_bytes()
+    edit(
+        suite,
+        "test_it.py",
+        "def test_again(agent_trace):\n",
+        "def test_again(agent_trace):\n    pytest.exit('so', returncode=0)\n",
+    )
+    for options in (BASELINE, UPDATE):
+        assert run(suite, *options).code == 1
+    assert (suite / "baseline.json").read_bytes() == before
+
+
 def test_a_red_run_moves_no_baseline(suite: Path) -> None:
     run(suite, *UPDATE)
     before = (suite / "baseline.json").read_bytes()
@@ -199,6 +224,27 @@ def test_what_cannot_be_meant_is_said_before_anything_runs(bare: Path, arguments
     found = run(bare, *arguments)
     assert found.code == 4
     assert found.err.replace(f"{bare}/", "") == f"ERROR: {said}\n\n"
+
+
+@pytest.mark.parametrize("option", ["ledger", "baseline"])
+def test_a_file_that_moves_pytests_rootdir_is_told(bare: Path, option: str) -> None:
+    """Where the value is an argument of its own, pytest knows neither the project's tests nor its budgets."""
+    (bare / "pytest.ini").write_text("[pytest]\n")
+    (bare / "sub").mkdir()
+    (bare / "sub" / "test_it.py").write_text("def test_it():\n    pass\n")
+    other = bare.parent / "other"
+    for place, name in ((bare, "in.json"), (other, "out.json")):
+        place.mkdir(exist_ok=True)
+        write_ledger(place / name, ledger(article()))
+    found = run(bare, f"--agenttrace-{option}", str(other / "out.json"))
+    assert (found.code, found.err) == (
+        4,
+        f"ERROR: --agenttrace-{option} {other}/out.json: pytest takes the file for a place of tests, and its rootdir "
+        f"is {other}:\n  write --agenttrace-{option}={other}/out.json\n\n",
+    )
+    assert run(bare, f"--agenttrace-{option}={other / 'out.json'}").code != 4
+    # Inside of the project it moves nothing, wherever pytest is started.
+    assert run(bare / "sub", f"--agenttrace-{option}", "../in.json").code != 4
 
 
 def test_a_fault_of_our_own_fails_the_run_in_one_line(bare: Path) -> None:
@@ -314,6 +360,21 @@ def test_the_steps_summary_is_written_without_being_asked(suite: Path) -> None:
     file.write_text("# Before\n")
     assert run(suite, "-n", "2", plugins=("xdist",), GITHUB_STEP_SUMMARY=str(file)).code == 0
     assert file.read_text() == SUMMARY
+
+
+def test_the_summary_goes_where_github_looks_whatever_a_test_leaves(suite: Path) -> None:
+    file = suite / "summary.md"
+    edit(
+        suite,
+        "test_it.py",
+        "def test_again(agent_trace):\n",
+        "def test_again(agent_trace):\n    os.environ['GITHUB_STEP_SUMMARY'] = 'app.py'\n",
+    )
+    edit(suite, "test_it.py", "import pytest\n", "import os\n\nimport pytest\n")
+    before = (suite / "app.py").read_text()
+    assert run(suite, GITHUB_STEP_SUMMARY=str(file)).code == 0
+    assert file.read_text() == "\n" + SUMMARY.partition("\n\n")[2]
+    assert (suite / "app.py").read_text() == before
 
 
 def test_the_steps_summary_has_old_and_new_per_node_and_per_month(suite: Path) -> None:

@@ -6,7 +6,7 @@ Knows nothing of pytest; what tests tell of themselves is text, so that xdist ca
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from platform import python_version
@@ -85,6 +85,8 @@ class Results:
         *,
         stopped: str | None,
         part: str | None,
+        whole: Sequence[str] = (),
+        deselected: Iterable[str] = (),
         budgets: Sequence[BudgetFacts] = (),
         findings: Sequence[FindingFacts] = (),
     ) -> dict[str, Any]:
@@ -93,6 +95,8 @@ class Results:
         run = RunFacts(
             stopped=stopped,
             part=part,
+            whole=tuple(whole),
+            deselected=tuple(sorted(deselected)),
             not_run=tuple(sorted(self.collected.keys() - self._ended)),
             broken=tuple(sorted(self.broken)),
             budgets=tuple(budgets),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
-from pytest_agenttrace.budget import Use, written
+from pytest_agenttrace.budgets.limits import Use, written
 from pytest_agenttrace.tree import printable
 from pytest_agenttrace.usage import exact_decimals, format_tokens, format_usd
 

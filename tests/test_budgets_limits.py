@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_agenttrace.budget import METRICS, BudgetError, Lift, Limit, Use, closest, parse_budget, unjudged, weigh
+from pytest_agenttrace.budgets.limits import (
+    METRICS,
+    BudgetError,
+    Lift,
+    Limit,
+    Use,
+    closest,
+    parse_budget,
+    unjudged,
+    weigh,
+)
 from pytest_agenttrace.trace import Trace
 from pytest_agenttrace.usage import Tokens, Usage
 from tests.handmade import Run, built, call, tokens

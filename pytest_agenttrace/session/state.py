@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_agenttrace.environment import sweep_key
-from pytest_agenttrace.totals import Spent, read_spent
+from pytest_agenttrace.session.totals import Spent, read_spent
 
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
 
-    from pytest_agenttrace.budget import Use
+    from pytest_agenttrace.budgets.limits import Use
     from pytest_agenttrace.store import StoreFactory
 
 __all__ = ["CassetteUse", "Session"]
@@ -78,9 +78,10 @@ class Run(Protocol):
 class Session:
     """One pytest process, and on xdist's controller the whole run.
 
-    `partial` says why the run is not all tests of `folders` (None where it is; no folders: of the whole suite): then
-    nobody knows what else would have used a shared cassette. `late` are requests that threads of tests made after
-    these had ended.
+    `left_out` says why the run is not all tests of `folders` (None where it is; no folders: of the whole suite): then,
+    and where it was `stopped`, nobody knows what else would have used a shared cassette. `whole` are files and folders
+    whose every test is collected and, if not `deselected`, was to run. `late` are requests that threads of tests made
+    after these had ended.
     """
 
     def __init__(self, basetemp: Callable[[], Path | None], worker: bool = False) -> None:
@@ -88,10 +89,13 @@ class Session:
         self._worker = worker
         self._temporary: TemporaryDirectory[str] | None = None
         self._factory: StoreFactory | None = None
-        self.partial: str | None = None
+        self.left_out: str | None = None
+        self.stopped = False
         # Why the run did not come to its end, where that is nobody's wish.
         self.crashed: str | None = None
         self.folders: list[Path] = []
+        self.whole: list[Path] = []
+        self.deselected: dict[str, None] = {}
         self.late: list[str] = []
         self.warned: dict[str, int] = {}
         self.forgiven: dict[str, int] = {}
@@ -169,7 +173,7 @@ class Session:
         if told.get("bill"):
             self.bills[test] = told["bill"]
         if "uses" in told:
-            from pytest_agenttrace.limits_used import read_uses
+            from pytest_agenttrace.budgets.fullness import read_uses
 
             self.uses[test] = read_uses(told["uses"])
         self.nodes.update(told.get("nodes", ()))
@@ -204,9 +208,15 @@ class Session:
 
     def part(self, root: Path) -> str | None:
         """Why the run is not the whole suite of a project; None where it is."""
-        if self.partial is not None or not self.folders:
-            return self.partial
+        if self.left_out is not None or not self.folders:
+            return self.left_out
         return f"only {', '.join(_below(folder, root.resolve()) for folder in self.folders)} was run"
+
+    def whole_parts(self, root: Path) -> tuple[str, ...]:
+        """The files and folders, below pytest's rootdir, of which a part of the suite has every test that it does not
+        deselect; none of a whole suite."""
+        part = self.part(root) is not None
+        return tuple(sorted(_below(path, root.resolve()) for path in self.whole)) if part else ()
 
     def alarm(self, lines: Iterable[str], run: Run) -> None:
         """Say at the end what fails the run, and fail it."""
@@ -217,8 +227,11 @@ class Session:
 
     def knows_all(self, cassette: Path) -> bool:
         """Whether all tests that may use a cassette were to run: its folder, and with it theirs, was."""
-        return self.partial is None and (
-            not self.folders or any(cassette.resolve().is_relative_to(folder) for folder in self.folders)
+        return (
+            self.left_out is None
+            and not self.stopped
+            and self.crashed is None
+            and (not self.folders or any(cassette.resolve().is_relative_to(folder) for folder in self.folders))
         )
 
     def recorded_by_all(self) -> list[Path]:
@@ -292,9 +305,15 @@ def _nobody_asked_for(shared: Sequence[CassetteUse]) -> list[str]:
 
 def _unused_text(path: str, tests: Sequence[str], left: Sequence[str]) -> str:
     by = f"its {len(tests)} tests" if len(tests) > 1 else tests[0]
-    replies = [f"  {text}" for text in left]
+    files = [Path(name.partition("::")[0]) for name in tests]
+    places = dict.fromkeys((file.parent if file.name == "conftest.py" else file).as_posix() for file in files)
     return "\n".join(
-        [f"{_shown(Path(path))}: {len(left)} recorded {_replies(left)} never asked for by {by} [unused]", *replies]
+        [
+            f"{_shown(Path(path))}: {len(left)} recorded {_replies(left)} never asked for by {by} [unused]",
+            *(f"  {text}" for text in left),
+            "  Where nothing asks for that any more, delete the file and record it again:",
+            f"    pytest {' '.join(map(shlex.quote, places))} --agenttrace-record",
+        ]
     )
 
 

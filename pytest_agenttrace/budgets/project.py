@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from pytest_agenttrace.budget import METRICS, BudgetError, Limit, read_limit
+from pytest_agenttrace.budgets.limits import METRICS, BudgetError, Limit, read_limit
 from pytest_agenttrace.projectfile import Key, ProjectError, ProjectFile, Quoted, matches, nearest
 
 __all__ = ["RUN_METRICS", "ProjectBudgets", "TestPattern", "read_budgets"]

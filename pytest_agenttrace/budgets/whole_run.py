@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from pytest_agenttrace.budget import BudgetError, Limit, Use, read_limit
+from pytest_agenttrace.budgets.limits import BudgetError, Limit, Use, read_limit
 from pytest_agenttrace.calls import ModelCall, Pricer, sum_cost, sum_tokens
 from pytest_agenttrace.trace import Trace
 from pytest_agenttrace.tree import printable

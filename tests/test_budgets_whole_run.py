@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pytest_agenttrace.budget import BudgetError, Limit, Use
-from pytest_agenttrace.runbudget import bill_of, judge_run, parse_run_budget, unknown_bill
+from pytest_agenttrace.budgets.limits import BudgetError, Limit, Use
+from pytest_agenttrace.budgets.whole_run import bill_of, judge_run, parse_run_budget, unknown_bill
 from pytest_agenttrace.usage import Usage
 from tests.handmade import Run, built, dollar_per_million, tokens
 

@@ -7,8 +7,8 @@ from decimal import Context, Decimal, localcontext
 
 import pytest
 
-from pytest_agenttrace.budget import Use
-from pytest_agenttrace.limits_used import percent_lines, plain_uses, read_uses, slack_lines
+from pytest_agenttrace.budgets.fullness import percent_lines, plain_uses, read_uses, slack_lines
+from pytest_agenttrace.budgets.limits import Use
 
 
 def cost(used: str | None, limit: str = "0.01", node: str | None = None, source: str = "a.py:1") -> Use:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_agenttrace.bookkeeping import Bookkeeper, ungrouped
 from pytest_agenttrace.collect import SESSION
 from pytest_agenttrace.options import OptionError, baseline_of
 from pytest_agenttrace.projectfile import ProjectError
+from pytest_agenttrace.session.bookkeeping import Bookkeeper, ungrouped
 
 if TYPE_CHECKING:
     from pytest_agenttrace.ledger import Ledger
@@ -53,6 +53,8 @@ class Gate:
         self._update = bool(config.getoption("agenttrace_update_baseline"))
         self._places: dict[str, tuple[str, int | None]] = {}
         self._annotations: list[str] = []
+        # As the run began: what a test leaves in the environment is not where GitHub looks.
+        self._environment = dict(os.environ)
         try:
             self._tolerance: Decimal = read_tolerance(config.getoption("agenttrace_tolerance"))
         except ValueError as error:
@@ -73,7 +75,7 @@ class Gate:
     def _in_checkout(self, file: str) -> str:
         """A test's file as GitHub names it: below the checkout, wherever pytest's rootdir is."""
         path = (self._config.rootpath / file).resolve()
-        workspace = Path(os.environ.get(_WORKSPACE) or self._config.rootpath).resolve()
+        workspace = Path(self._environment.get(_WORKSPACE) or self._config.rootpath).resolve()
         return path.relative_to(workspace).as_posix() if path.is_relative_to(workspace) else file
 
     @pytest.hookimpl(trylast=True)
@@ -147,11 +149,11 @@ class Gate:
     def _to_github(self, run: Ledger, verdict: Verdict | None) -> None:
         from pytest_agenttrace.report import append_summary, as_markdown, error_annotations, of_one_ledger
 
-        self._annotations = list(error_annotations(os.environ, run, self._places))
+        self._annotations = list(error_annotations(self._environment, run, self._places))
         if not run.tests and verdict is None:
             return
         text = of_one_ledger(run) if verdict is None else as_markdown(verdict, self._traffic)
-        if (trouble := append_summary(os.environ, text)) is not None:
+        if (trouble := append_summary(self._environment, text)) is not None:
             self._config.stash[SESSION].notes.append(trouble)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:

@@ -11,8 +11,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_agenttrace.session import Session
-from pytest_agenttrace.totals import all_lines, lines
+from pytest_agenttrace.session.state import Session
+from pytest_agenttrace.session.totals import all_lines, lines
 
 if TYPE_CHECKING:
     import pytest

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from pytest_agenttrace.ledger import read_ledger
+from pytest_agenttrace.ledger import read_ledger, write_ledger
+from tests.ledgers import article, ledger
 from tests.projects import Session, cassette_fixture, environment, project_fixture, run_pytest, temporary
 
 __all__ = ["cassette_fixture", "project_fixture"]
@@ -191,23 +192,38 @@ def test_c(agent_trace):
     [
         ("assert 0", ["-x"], "stopping after 1 failures", {"a": "passed", "b": "failed"}),
         ("os.kill(os.getpid(), signal.SIGINT); time.sleep(5)", [], "interrupted", {"a": "passed"}),
-        ("pytest.exit('enough')", [], "interrupted", {"a": "passed"}),
+        ("pytest.exit('enough')", [], "pytest.exit: enough", {"a": "passed"}),
+        ("pytest.exit('enough', returncode=0)", [], "pytest.exit: enough", {"a": "passed"}),
         ("os._exit(3)", ["-p", "xdist", "-n1"], "a worker of xdist crashed", {"a": "passed", "c": "passed"}),
     ],
-    ids=["-x", "Ctrl-C", "exit", "crash"],
+    ids=["-x", "Ctrl-C", "exit", "exit 0", "crash"],
 )
 def test_a_run_that_ends_early(
     project: Path, ends: str, args: list[str], stopped: str, outcomes: dict[str, str]
 ) -> None:
     project_of(project, MANY.replace("{ends}", ends))
     ran = run_pytest(project, *args, "--agenttrace-ledger", "ledger.json", env=environment())
-    assert ran.code != 0
+    assert (ran.code == 0) == ("returncode=0" in ends)
     data = written(ran)
     assert {name[-1]: facts["outcome"] for name, facts in data["tests"].items()} == outcomes
     assert data["run"]["stopped"] == stopped
     not_run = {"a", "b", "c"} - outcomes.keys()
     assert data["run"]["not_run"] == [f"test_it.py::test_{name}" for name in sorted(not_run)]
     assert data["run"]["part"] is None
+
+
+@pytest.mark.parametrize(
+    "looking",
+    ["--help", "--version", "--markers", "--fixtures", "--fixtures-per-test", "--collect-only", "--setup-plan"],
+)
+def test_who_only_looks_loses_no_ledger(project: Path, looking: str) -> None:
+    project_of(project, MANY.replace("{ends}", ""))
+    write_ledger(project / "ledger.json", ledger(article()))
+    write_ledger(project / "baseline.json", ledger(article()))
+    before = [(project / name).read_bytes() for name in ("ledger.json", "baseline.json")]
+    options = ("--agenttrace-ledger=ledger.json", "--agenttrace-baseline=baseline.json", "--agenttrace-update-baseline")
+    run_pytest(project, looking, *options, env=environment())
+    assert [(project / name).read_bytes() for name in ("ledger.json", "baseline.json")] == before
 
 
 def test_ctrl_c_under_xdist(project: Path) -> None:

@@ -13,11 +13,11 @@ import pytest
 
 from pytest_agenttrace.collect import BUDGETS, LIMITS
 from pytest_agenttrace.options import ledger_of, run_limits_of, wants_gate
-from pytest_agenttrace.session import Session
+from pytest_agenttrace.session.state import Session
 from pytest_agenttrace.testrun import Run
 
 if TYPE_CHECKING:
-    from pytest_agenttrace.budget import Limit, Use
+    from pytest_agenttrace.budgets.limits import Limit, Use
 
 __all__ = ["WANTED", "Accountant", "Wanted", "wanted_of"]
 
@@ -46,7 +46,7 @@ class Wanted:
         """What the report of a test that is over carries."""
         told = self.of_run(run)
         if self.uses and (uses := run.uses or _unjudged(item)):
-            from pytest_agenttrace.limits_used import plain_uses
+            from pytest_agenttrace.budgets.fullness import plain_uses
 
             told["uses"] = plain_uses(uses)
         return told
@@ -87,7 +87,7 @@ def _unjudged(item: pytest.Item) -> tuple[Use, ...]:
     limits = item.stash.get(LIMITS, None)
     if not limits or _OURS.isdisjoint(getattr(item, "fixturenames", ())):
         return ()
-    from pytest_agenttrace.budget import unjudged
+    from pytest_agenttrace.budgets.limits import unjudged
 
     return unjudged(limits)
 
@@ -108,7 +108,7 @@ class Accountant:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if session.config.option.collectonly:
             return
-        from pytest_agenttrace.runbudget import judge_run
+        from pytest_agenttrace.budgets.whole_run import judge_run
 
         found = self._session
         part = found.part(self._config.rootpath)
@@ -117,7 +117,7 @@ class Accountant:
         found.notes += self._notes(part)
 
     def _notes(self, part: str | None) -> Iterator[str]:
-        from pytest_agenttrace.limits_used import percent_lines, slack_lines
+        from pytest_agenttrace.budgets.fullness import percent_lines, slack_lines
 
         found, verbosity = self._session, self._config.get_verbosity()
         if verbosity > 0:

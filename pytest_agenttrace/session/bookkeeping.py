@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from pytest_agenttrace.collect import SESSION
-from pytest_agenttrace.session import Session
+from pytest_agenttrace.session.state import Session
 from pytest_agenttrace.testrun import Run
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def facts_told(
 ) -> list[tuple[str | None, str]]:
     """What a report carries to the ledger: of a test that is over (`ours`: it asks for a fixture of ours), and of runs
     that have ended since, each under its name. Under no name: why one could not be told."""
-    from pytest_agenttrace.results import told_facts
+    from pytest_agenttrace.session.results import told_facts
 
     root, scratch = item.config.rootpath, item.config.stash[SESSION].root
     told: list[tuple[str | None, str]] = []
@@ -60,10 +60,11 @@ class Bookkeeper:
         self._session = session
         self._root = root
         self._ledger = ledger
-        from pytest_agenttrace.results import Results
+        from pytest_agenttrace.session.results import Results
 
         self.results = Results()
         self._trouble: list[str] = []
+        self._left: str | None = None
         if ledger is not None and ledger.is_file():
             # One of an earlier run would be taken for this one's, should this one die.
             with suppress(OSError):
@@ -89,8 +90,12 @@ class Bookkeeper:
         if report.when is not None and report.when in ("setup", "call", "teardown"):
             self.results.phase(ungrouped(report.nodeid), report.when, outcome_of(report), report.duration)
 
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Ctrl-C, or `pytest.exit`, whatever exit code that asks for."""
+        self._left = "interrupted" if excinfo.errisinstance(KeyboardInterrupt) else f"pytest.exit: {excinfo.value}"
+
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if self._ledger is None or session.config.option.collectonly:
+        if self._ledger is None:
             return
         from pytest_agenttrace.ledger import LedgerError, write_ledger
 
@@ -104,10 +109,16 @@ class Bookkeeper:
         """The results as they are now, to be written or read."""
         from pytest_agenttrace.ledger import BudgetFacts
 
-        stopped = _stopped(session, exitstatus) or self._session.crashed
-        part = None if stopped else self._session.part(self._root)
+        stopped = self._left or _stopped(session, exitstatus) or self._session.crashed
         budgets = [BudgetFacts(use.node, use.metric, use.limit, use.used) for use in self._session.run_uses]
-        return self.results.ledger(stopped=stopped, part=part, budgets=budgets, findings=list(self._unused()))
+        return self.results.ledger(
+            stopped=stopped,
+            part=self._session.part(self._root),
+            whole=self._session.whole_parts(self._root),
+            deselected=self._session.deselected,
+            budgets=budgets,
+            findings=list(self._unused()),
+        )
 
     def _unused(self) -> Iterator[FindingFacts]:
         """Replies of shared cassettes that no test asked for."""

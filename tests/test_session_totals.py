@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from pytest_agenttrace.totals import all_lines, lines, read_spent
+from pytest_agenttrace.session.totals import all_lines, lines, read_spent
 
 ARTICLE = read_spent({"": [4601, "0.0061565"], "research": [3534, "0.0047364"], "write": [1067, "0.0014201"]})
 REVIEW = read_spent({"": [100, "0.0038435"], "critic": [60, "0.0020000"], "judge": [40, "0.0018435"]})
