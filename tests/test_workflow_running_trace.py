@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_agenttrace import ErrorReply, Reply, capture
+from pytest_agenttrace import CassetteMiss, ErrorReply, Reply, capture
 from pytest_agenttrace.capture import AgentTrace, judge
 from pytest_agenttrace.gemini_server import ScriptedRequest
 from pytest_agenttrace.reconcile import Finding
@@ -15,6 +15,8 @@ from pytest_agenttrace.settings import Tolerance
 from pytest_agenttrace.workflow import Workflow, graphs
 from pytest_agenttrace.workflow.tools import register, unregister
 from tests.running import Run, both, edge, node, served, workflow
+
+LINE = [edge("START", "a"), edge("a", "END")]
 
 
 def _article() -> Workflow:
@@ -101,3 +103,15 @@ def test_each_call_stands_in_its_node(run: Run, tmp_path: Path, monkeypatch: pyt
         assert [call.name for call in trace["plan"].tool_calls] == ["trace_search"]
         assert [execution.attempts for execution in trace["a"].executions] == [2]
         assert [root.name for root in trace.roots] == ["workflow_f"]
+
+
+@both
+def test_a_request_without_a_recorded_reply_is_a_miss(run: Run, tmp_path: Path) -> None:
+    """Not a failure of the workflow, and never tried again."""
+    found = workflow({"topic": "str", "text": "str"}, [node("a", "On {topic}", "text: str")], LINE)
+    with served([Reply("text")]), capture(cassette=tmp_path / "c.yaml", record=True):
+        run(found, {"topic": "sails"})
+    with pytest.raises(CassetteMiss) as caught, capture(cassette=tmp_path / "c.yaml"):
+        run(found, {"topic": "ships"})
+
+    assert "On [-sails-]{+ships+}" in str(caught.value)

@@ -101,6 +101,9 @@ def _other(settings: LlmSettings, timeout: float) -> BaseChatModel:
     if find_spec("langchain") is None:
         unknown = "" if provider in PROVIDERS else " (a provider that is unknown here)"
         raise WorkflowError(f"provider {provider}{unknown} needs packages: pip install langchain {package}")
+    keys = _KEYS.get(provider, ())
+    if keys and settings.api_base is None and not any(environ.get(name) for name in keys):
+        raise WorkflowError(f"{settings.model} needs an API key: set {keys[0]}")
     given = {
         "temperature": settings.temperature,
         "max_tokens": settings.max_tokens,
@@ -119,6 +122,10 @@ def _other(settings: LlmSettings, timeout: float) -> BaseChatModel:
     except Exception as error:
         raise WorkflowError(f"{provider} {settings.model} cannot be asked: {said_of(error)}") from error
     return made
+
+
+# Whose client takes a missing key for none at all, and dials. langchain-anthropic 1.0 to 1.7.
+_KEYS = {"anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")}
 
 
 # HTTP statuses of servers that may answer the next time.

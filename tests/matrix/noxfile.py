@@ -37,6 +37,9 @@ SUITE = (
     "test_witnesses",
     "test_shapes",
     "test_prices",
+    "test_workflow_running_edges",
+    "test_workflow_running_tools",
+    "test_workflow_running_trace",
 )
 # One way of running each shape, and of the store's tests those that ask MLflow: a cell takes minutes, not half an hour.
 SHAPES = "invoke-None and not ainvoke"
@@ -71,7 +74,10 @@ CELLS: Mapping[str, Cell] = {
     "oldest": Cell("3.11", lowest=True),
     # pytest-agent-trace and pytest-recording both have an option --record-mode: pytest does not start with the two.
     "newest": Cell(
-        "3.13", extras="dev,neighbours", more=("test_neighbours",), args=("-p", "no:agent_trace", "-p", "no:deepeval")
+        "3.13",
+        extras="dev,neighbours",
+        more=("test_neighbours", "test_workflow_running_providers"),
+        args=("-p", "no:agent_trace", "-p", "no:deepeval"),
     ),
     "old-langgraph": Cell("3.12", pins=("mlflow==3.13.*", *_lowest("langgraph"))),
     "old-client": Cell("3.12", pins=_lowest("mlflow", "langchain-google-genai")),
