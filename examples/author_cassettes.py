@@ -95,15 +95,17 @@ def racing_branches(server: GeminiServer) -> None:
     server.reply(Reply(revised, usage=tokens(33, 13, 88)), node="edit")
 
 
-def yaml_workflow(server: GeminiServer) -> None:
-    two_nodes(server)
+def article_writer(server: GeminiServer) -> None:
+    server.reply(Reply(FACTS, usage=tokens(150, 500)), node="research_node")
+    written = {"article": ARTICLE, "word_count": len(ARTICLE.split())}
+    server.reply(Reply(json=written, usage=tokens(200, 600)), node="write_node")
 
 
 SCRIPTS: dict[str, Callable[[GeminiServer], None]] = {
     script.__name__: script
     for script in (
         *(two_nodes, tool_loop, parallel_branches, loop_with_budget),
-        *(async_nodes, faults, racing_branches, one_run_many_asserts, yaml_workflow),
+        *(async_nodes, faults, racing_branches, one_run_many_asserts, article_writer),
     )
 }
 # Tests of `faults`; the others would leave the reply unasked for.

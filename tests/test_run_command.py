@@ -368,18 +368,19 @@ def test_being_stopped_ends_trace_and_run_and_leaves_nothing_half_written(
 
 
 def test_the_readme_shows_what_is_said(folder: Path) -> None:
-    """The run of examples/yaml_workflow: all but its id, MLflow's version and the folder is as it is shown."""
+    """The run of examples/article_writer: all but its id, MLflow's version and the folder is as it is shown."""
     from tests.shown import README, ROOT
 
-    example = Path("examples", "yaml_workflow")
+    example = Path("examples", "article_writer")
     (folder / example).mkdir(parents=True)
-    for name in ("pitch.yaml", "pitch.cassette.yaml"):
+    for name in ("article_writer.yaml", "article.yaml"):
         (folder / example / name).write_bytes((ROOT / example / name).read_bytes())
-    cassette = str(example / "pitch.cassette.yaml")
-    done = ran(str(example / "pitch.yaml"), "-i", "topic=solar sails", "--verbose", "--replay", cassette)
+    cassette = str(example / "article.yaml")
+    done = ran(str(example / "article_writer.yaml"), "-i", "topic=solar sails", "--verbose", "--replay", cassette)
     assert done.exit_code == 0
-    (shown,) = re.findall(r"```\n(✓ MLflow .*?)```\n", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert _plain(done.stderr + done.stdout) == _plain(shown)
+    for readme in (README, ROOT / example / "README.md"):
+        (shown,) = re.findall(r"```\n(✓ MLflow .*?)```\n", readme.read_text(encoding="utf-8"), re.DOTALL)
+        assert _plain(done.stderr + done.stdout) == _plain(shown)
 
 
 def _plain(text: str) -> str:

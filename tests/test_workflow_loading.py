@@ -81,7 +81,7 @@ def test_the_guides_configuration_before_and_after() -> None:
 
 
 def test_the_workflow_that_the_manual_shows_is_the_examples() -> None:
-    example = ROOT / "examples" / "yaml_workflow" / "article_writer.yaml"
+    example = ROOT / "examples" / "article_writer" / "article_writer.yaml"
     assert f"```yaml\n{example.read_text(encoding='utf-8')}```" in README.read_text(encoding="utf-8")
     assert load_config(example).notes == ()
 
