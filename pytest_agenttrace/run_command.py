@@ -326,6 +326,7 @@ def _quiet_libraries() -> Iterator[None]:
     try:
         yield
     finally:
-        # Not the last: it speaks when the process ends.
-        for logger, level in list(zip(loggers, before, strict=True))[:-1]:
+        for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+        # It speaks when the process ends; MLflow 3.9 has set it anew when it was imported.
+        loggers[-1].setLevel(logging.WARNING)

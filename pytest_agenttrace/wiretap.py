@@ -2,7 +2,7 @@
 
 The wire is the second witness of a run that no cassette stands for. The clients' public `send` (httpx and its kin,
 httpx2) and aiohttp's one way to make a request are watched while a run lasts; whose call it is, is told by a context
-variable. A reply is read as its client reads it. aiohttp's streams pass unread: such a call has no usage here.
+variable. A reply is read as its client reads it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import importlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -230,8 +230,10 @@ def _aiohttp_request(original: Any) -> Any:
         try:
             response = await original(self, method, str_or_url, *args, **kwargs)
             exchange.answered(response.status, response.headers)
-            if not exchange.streams:
-                exchange.piece(await response.read())  # kept by aiohttp for its own reader
+            if exchange.streams:
+                response.content = _Content(response.content, exchange)
+                return response
+            exchange.piece(await response.read())  # kept by aiohttp for its own reader
         except BaseException as error:
             _failed(exchange, error)
             raise
@@ -239,6 +241,49 @@ def _aiohttp_request(original: Any) -> Any:
         return response
 
     return request
+
+
+class _Content:
+    """The body of a reply of aiohttp's, heard while its client reads it in whichever way."""
+
+    def __init__(self, content: Any, exchange: _Exchange) -> None:
+        self._content, self._exchange = content, exchange
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._content, name)
+
+    async def read(self, n: int = -1) -> bytes:
+        return self._heard(await self._content.read(n))
+
+    async def readany(self) -> bytes:
+        return self._heard(await self._content.readany())
+
+    async def readline(self, *args: Any, **kwargs: Any) -> bytes:
+        return self._heard(await self._content.readline(*args, **kwargs))
+
+    async def readchunk(self) -> tuple[bytes, bool]:
+        data, end = await self._content.readchunk()
+        return self._heard(data), end
+
+    def iter_any(self) -> AsyncIterator[bytes]:
+        return self._until_empty(self.readany)
+
+    def iter_chunked(self, n: int) -> AsyncIterator[bytes]:
+        return self._until_empty(functools.partial(self.read, n))
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._until_empty(self.readline)
+
+    def _heard(self, data: bytes) -> bytes:
+        self._exchange.piece(data)
+        if self._content.at_eof():
+            self._exchange.end()
+        return data
+
+    @staticmethod
+    async def _until_empty(read: Callable[[], Awaitable[bytes]]) -> AsyncIterator[bytes]:
+        while data := await read():
+            yield data
 
 
 def _failed(exchange: _Exchange, error: BaseException) -> None:

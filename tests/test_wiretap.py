@@ -90,6 +90,41 @@ def test_async_clients_are_watched(server: GeminiServer, transport: str) -> None
     assert told(tap) == [(1, MODEL, "generateContent", 200, 17)]
 
 
+def test_an_async_stream_of_aiohttp_is_read(server: GeminiServer) -> None:
+    pytest.importorskip("aiohttp")
+    tap = Tap()
+
+    async def ask() -> list[str]:
+        made = client(server)
+        stream = await made.aio.models.generate_content_stream(model=MODEL, contents="words")
+        found = [piece.text async for piece in stream]
+        await made.aio.aclose()
+        return found
+
+    with tapped(tap):
+        assert asyncio.run(ask()) == ["one ", "two ", "three"]
+    assert told(tap) == [(1, MODEL, "streamGenerateContent", 200, 17)]
+
+
+@pytest.mark.parametrize("way", ["lines", "any", "chunks", "read", "text"])
+def test_a_stream_of_aiohttp_is_heard_in_whichever_way_it_is_read(server: GeminiServer, way: str) -> None:
+    aiohttp = pytest.importorskip("aiohttp")
+    tap = Tap()
+
+    async def ask() -> str:
+        url = f"{server.url}/v1beta/models/{MODEL}:streamGenerateContent?alt=sse"
+        body = {"contents": [{"role": "user", "parts": [{"text": "words"}]}]}
+        async with aiohttp.ClientSession() as session, session.post(url, json=body) as reply:
+            ways = {"lines": reply.content, "any": reply.content.iter_any(), "chunks": reply.content.iter_chunked(7)}
+            if way in ways:
+                return b"".join([piece async for piece in ways[way]]).decode()
+            return str(await reply.text()) if way == "text" else (await reply.content.read()).decode()
+
+    with tapped(tap):
+        assert "three" in asyncio.run(ask())
+    assert told(tap) == [(1, MODEL, "streamGenerateContent", 200, 17)]
+
+
 def test_an_async_stream_of_httpx_is_read(server: GeminiServer) -> None:
     import httpx
 

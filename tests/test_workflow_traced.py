@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from decimal import Decimal
 from pathlib import Path
 
@@ -159,6 +160,27 @@ def test_runs_at_once_make_one_new_database(folder: Path) -> None:
     assert [result.problems for result in results] == [(), (), ()]
     assert rows(folder / "mlflow.db", "SELECT status, count(*) FROM runs GROUP BY 1") == [("FINISHED", 3)]
     assert rows(folder / "mlflow.db", "SELECT count(*) FROM trace_info") == [(3,)]
+
+
+def test_the_files_of_the_old_store_and_of_the_new_one_trace_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The migration guide's before and after."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    with served(answer), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's own word on stores of files
+        old = workflow('tracking_uri: "file://./mlruns"').run({"topic": "givennumbat"})
+        new = workflow('tracking_uri: "sqlite:///mlflow.db", experiment_name: my_workflows').run(
+            {"topic": "givennumbat"}
+        )
+
+    assert (old.problems, new.problems, dict(old)) == ((), (), dict(new))
+    assert old.trace is not None
+    assert new.trace is not None
+    assert old.trace.outline == new.trace.outline
+    assert old.trace.tokens_by_node == new.trace.tokens_by_node
+    assert old.trace.cost_by_node == new.trace.cost_by_node
+    assert list((folder / "mlruns").glob("*/*/metrics/total_cost_usd"))
 
 
 def test_what_is_refused_before_it_is_asked_is_no_run(folder: Path) -> None:

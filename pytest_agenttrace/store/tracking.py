@@ -135,7 +135,7 @@ class Tracking:
 
     def write(self, recording: Recording) -> None:
         """Write the traces of a run. What went wrong is in the recording's errors."""
-        self._bounded("write the trace", lambda: recording.write(self._writer, WRITING), WRITING * 2)
+        self._bounded("write the trace", lambda: recording.write(self._writer, WRITING), WRITING + 5)
 
     def read(self, recording: Recording) -> Tracked:
         """What the store now holds of the traces."""
