@@ -179,9 +179,9 @@ class _Run:
                     observer.hear(lambda: tape.calls)
                 try:
                     result = workflow.run(given, observer=observer)
-                except BaseException:
+                except BaseException as caught:
                     if tape is not None:
-                        tape.give_up()
+                        tape.give_up(stopped=isinstance(caught, KeyboardInterrupt))
                     raise
         except BaseException as caught:
             error = caught

@@ -133,8 +133,14 @@ class Keeping:
         if _type(span) in _MODELS and not self._prompts(node_of(_metadata(span))):
             # Schemas and tools with their descriptions are told to a model too.
             attributes = {key: value for key, value in attributes.items() if key not in _ASKED} | _model_of(span)
-        events = [{**event, "attributes": self.plain(event.get("attributes") or {})} for event in span["events"]]
-        return {**span, "attributes": attributes, "events": events, "status": self.plain(span["status"])}
+        # An API that refuses a prompt quotes it, cut short and escaped in ways of its own.
+        events = [
+            _bare(event)
+            if event["name"] == "exception"
+            else {**event, "attributes": self.plain(event.get("attributes") or {})}
+            for event in span["events"]
+        ]
+        return {**span, "attributes": attributes, "events": events, "status": {**span["status"], "message": ""}}
 
     def _attribute(self, value: Any) -> Any:
         """An attribute is JSON, in which a text looks otherwise than it is."""
