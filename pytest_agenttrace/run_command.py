@@ -77,26 +77,34 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as a scheduler stops what takes too long: the run ends as on Ctrl-C."""
 
 
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM is an error like Ctrl-C, and both end what nodes wait for: LangGraph waits for them first."""
-    from pytest_agenttrace.workflow import stoppable
+class _Signals:
+    """SIGTERM is an error like Ctrl-C, and both end what nodes wait for: LangGraph waits for them before anybody sees
+    an error. While `held`, the first of them is let pass: what was run is being written."""
 
-    with stoppable() as stop, ExitStack() as stack:
+    def __init__(self) -> None:
+        self.held = False
 
-        def handler(error: type[KeyboardInterrupt]) -> Callable[..., None]:
-            def handle(*_: object) -> None:
-                stop()
-                raise error
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        from pytest_agenttrace.workflow import stoppable
 
-            return handle
+        with stoppable() as stop, ExitStack() as stack:
+            for number, error in ((signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)):
+                if number == signal.SIGINT and signal.getsignal(number) is not signal.default_int_handler:
+                    continue  # ignored, or another's
+                with suppress(ValueError):  # no main thread: whoever has it decides
+                    stack.callback(signal.signal, number, signal.signal(number, self._handler(error, stop)))
+            yield
 
-        for number, error in ((signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)):
-            if number == signal.SIGINT and signal.getsignal(number) is not signal.default_int_handler:
-                continue  # ignored, or another's
-            with suppress(ValueError):  # no main thread: whoever has it decides
-                stack.callback(signal.signal, number, signal.signal(number, handler(error)))
-        yield
+    def _handler(self, error: type[KeyboardInterrupt], stop: Callable[[], None]) -> Callable[..., None]:
+        def handle(*_: object) -> None:
+            if self.held:
+                self.held = False
+                return
+            stop()
+            raise error
+
+        return handle
 
 
 class _Run:
@@ -138,8 +146,13 @@ class _Run:
             callbacks=[progress(_say)] if self._verbose or level == "INFO" else [],
             wire=True,
         )
-        with _stdout_is_ours(), _stopped_by_signals():
-            result, raised = self._outcome(workflow, given, observer)
+        signals = _Signals()
+        with signals.heard():
+            with _stdout_is_ours():
+                result, raised = self._outcome(workflow, given, observer, signals)
+            return self._ended(observer, result, raised)
+
+    def _ended(self, observer: Observer, result: WorkflowResult | None, raised: BaseException | None) -> int:
         self._tell(observer)
         if raised is not None:
             return self._failed(raised)
@@ -166,7 +179,7 @@ class _Run:
         return workflow, given
 
     def _outcome(
-        self, workflow: Workflow, given: Mapping[str, Any], observer: Observer
+        self, workflow: Workflow, given: Mapping[str, Any], observer: Observer, signals: _Signals
     ) -> tuple[WorkflowResult | None, BaseException | None]:
         """The run's result, or what it ended with. The store is opened before the cassette and written after it:
         replay lets nothing through to a store elsewhere."""
@@ -179,12 +192,14 @@ class _Run:
                     observer.hear(lambda: tape.calls)
                 try:
                     result = workflow.run(given, observer=observer)
+                    signals.held = True
                 except BaseException as caught:
                     if tape is not None:
                         tape.give_up(stopped=isinstance(caught, KeyboardInterrupt))
                     raise
         except BaseException as caught:
             error = caught
+        signals.held = True
         try:
             observer.close(error)
         except Exception as caught:  # strict, and not traced

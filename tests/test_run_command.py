@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from pytest_agenttrace.cli import main
 from pytest_agenttrace.gemini_server import GeminiServer, Reply, ScriptedRequest
+from pytest_agenttrace.workflow import Observer
 from tests.observed import FILE, PROMPT, metrics, ready_database, rows, spans_of
 
 NOTES = Reply("light pushes", {"promptTokenCount": 150, "candidatesTokenCount": 500})
@@ -414,6 +415,27 @@ def test_being_stopped_waits_for_no_node(folder: Path, stop: signal.Signals, cod
             process.wait()
     assert (process.returncode, out) == (code, ""), err
     assert rows(folder / "mlflow.db", "SELECT status, end_time IS NOT NULL FROM runs") == [("KILLED", 1)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_has_ended_is_written_whoever_stops_it(
+    folder: Path, model: GeminiServer, monkeypatch: pytest.MonkeyPatch, stop: signal.Signals
+) -> None:
+    close = Observer.close
+
+    def stopped(self: Observer, error: BaseException | None) -> None:
+        os.kill(os.getpid(), stop)
+        close(self, error)
+
+    monkeypatch.setattr(Observer, "close", stopped)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = ran("w.yaml", "-i", "topic=sails")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (done.exit_code, done.stdout) == (0, RESULT)
+    assert rows(folder / "mlflow.db", "SELECT status FROM runs") == [("FINISHED",)]
 
 
 @pytest.mark.parametrize(

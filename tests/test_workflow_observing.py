@@ -713,6 +713,19 @@ def test_a_server_that_is_not_there_costs_seconds_and_no_run(folder: Path, model
     )
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg2", "mysql+pymysql"])
+def test_a_database_that_is_not_there_is_told_at_once(folder: Path, model: GeminiServer, scheme: str) -> None:
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    done = ran(model, f'enabled: true, tracking_uri: "{scheme}://me:secret@127.0.0.1:{port}/mlflow"')
+    assert done.state is not None
+    (problem,) = done.observer.problems
+    assert problem.startswith("tracing failed: ")
+    assert problem.endswith(" cannot be reached: Connection refused\n  Start the database, or mend tracking_uri")
+    assert "secret" not in problem
+
+
 def test_a_server_that_never_answers_costs_seconds_and_no_run(
     folder: Path, model: GeminiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
