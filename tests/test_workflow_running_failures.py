@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import threading
 import time
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage
 
 from pytest_agenttrace import ErrorReply, GeminiServer, Reply
 from pytest_agenttrace.gemini_server import ScriptedRequest
-from pytest_agenttrace.workflow import Workflow, WorkflowError, graphs
+from pytest_agenttrace.workflow import Workflow, WorkflowError, asking, graphs
 from tests.running import Run, both, edge, node, served, workflow
 
 LINE = [edge("START", "write"), edge("write", "END")]
@@ -119,6 +121,54 @@ def test_a_reply_that_does_not_fit_is_told(run: Run, outputs: list[str], reply: 
 
     assert str(caught.value) == f"f.yaml:9:3: node write: gemini-2.5-flash-lite: {message}"
     assert len(server.requests) == 1
+
+
+@both
+@pytest.mark.parametrize(
+    ("reason", "llm", "message"),
+    [
+        ("MAX_TOKENS", {"max_tokens": 1000}, "the reply is cut (MAX_TOKENS): max_tokens is 1,000: 'Once upon a'"),
+        ("MAX_TOKENS", {}, "the reply is cut (MAX_TOKENS): max_tokens is not set: 'Once upon a'"),
+        ("SAFETY", {}, "the reply is cut (SAFETY): 'Once upon a'"),
+    ],
+)
+def test_a_text_that_is_cut_is_no_answer(run: Run, reason: str, llm: dict[str, Any], message: str) -> None:
+    found = workflow({"n": "str"}, [node("write", "Write", "n: str", llm=llm)], LINE, max_retries=1)
+    cut = Reply("Once upon a", finish_reason=reason)
+    with served([cut, Reply("Once.")]):
+        assert run(found, {}) == {"n": "Once."}
+    with served(lambda _: cut) as server, pytest.raises(WorkflowError) as caught:
+        run(found, {})
+
+    assert str(caught.value) == f"f.yaml:9:3: node write: gemini-2.5-flash-lite: {message} (attempt 2 of 2)"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "cut"),
+    [
+        ({"finish_reason": "length"}, "the reply is cut (length): max_tokens is 5"),
+        ({"stop_reason": "max_tokens"}, "the reply is cut (max_tokens): max_tokens is 5"),
+        ({"done_reason": "length"}, "the reply is cut (length): max_tokens is 5"),
+        ({"finish_reason": "content_filter"}, "the reply is cut (content_filter)"),
+        ({"stop_reason": "end_turn"}, ""),
+        ({"finish_reason": "tool_calls"}, ""),
+        ({}, ""),
+    ],
+)
+def test_other_providers_say_in_their_words_that_a_text_is_cut(said: dict[str, str], cut: str) -> None:
+    """What their packages put into a message, which are not all here to be asked."""
+    written = _writer("n: str").config
+    settings = dataclasses.replace(written.llm_of(written.nodes[0]), max_tokens=5)
+    question = asking.Question(written.nodes[0], settings, "Write")
+    reply = AIMessage("Once", response_metadata=said)
+    if not cut:
+        assert asking._outputs(question, reply) == {"n": "Once"}
+        return
+    with pytest.raises(WorkflowError) as caught:
+        asking._outputs(question, reply)
+    assert caught.value.text == f"gemini-2.5-flash-lite: {cut}: 'Once'"
+    assert caught.value.again
 
 
 @both

@@ -71,11 +71,14 @@ def _schema(wanted: Type) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": True if wanted.value is None else _schema(wanted.value)}
 
 
-def read_text(node: Node, text: str, ending: str = "") -> dict[str, Any]:
-    """The outputs of a reply that is text. `ending` is why the model stopped, for the message. Raises `Misfit`."""
+def read_text(node: Node, text: str, ending: str = "", cut: str = "") -> dict[str, Any]:
+    """The outputs of a reply that is text. `ending` is why the model stopped, for the message; `cut` says that the text
+    is not whole, which JSON shows by itself. Raises `Misfit`."""
     if not text.strip():
         raise Misfit(f"the reply is empty{ending}")
     if plain_text(node):
+        if cut:
+            raise Misfit(f"{cut}: {_cut(text)}")
         return {node.outputs[0]: text}
     inner = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", text, re.DOTALL)
     try:
