@@ -149,6 +149,28 @@ def test_a_branch_that_fails_fails_the_run() -> None:
         found.run({})
 
 
+@both
+@pytest.mark.parametrize("more", [{}, {"reducer": "replace"}])
+def test_null_is_null_in_a_list_with_a_default_too(run: Run, more: dict[str, str]) -> None:
+    """As in a field of any other type: null that is given is not what was never given."""
+    fields = {"l": {"type": "list[str]", "default": ["d"], **more}, "n": {"type": "int", "default": 3}, "text": "str"}
+    found = workflow(fields, [node("a", "{l} {n}", "text: str")], [edge("START", "a"), edge("a", "END")])
+    with served(_echo) as server:
+        assert run(found, {"l": None, "n": None}) == {"l": None, "n": None, "text": "NULL NULL"}
+        assert run(found, {}) == {"l": ["d"], "n": 3, "text": '["D"] 3'}
+    assert prompts(server) == ["null null", '["d"] 3']
+
+
+@both
+def test_a_list_that_is_null_is_appended_to(run: Run) -> None:
+    fields = {"found": {"type": "list[str]", "default": ["d"]}}
+    nodes = [node("a", "a", "found: list[str]")]
+    with served({"": Reply(json={"found": ["x"]})}):
+        result = run(workflow(fields, nodes, [edge("START", "a"), edge("a", "END")]), {"found": None})
+
+    assert result == {"found": ["x"]}
+
+
 # Maps
 
 
