@@ -112,6 +112,9 @@ def test_only_the_branch_that_failed_is_asked_again() -> None:
         (["n: int"], Reply('{"n": 1', finish_reason="MAX_TOKENS"), "the reply is no JSON (MAX_TOKENS): Expecting ',' delimiter: line 1 column 8 (char 7): '{\"n\": 1'"),
         (["n: int"], Reply(""), "the reply is empty"),
         (["n: str"], Reply(" ", finish_reason="SAFETY"), "the reply is empty (SAFETY)"),
+        (["n: list[str]"], Reply(json=["a", 1]), "the reply does not fit the schema: n[1]: str is wanted, not int 1"),
+        (["n: int"], Reply("12", finish_reason="MAX_TOKENS"), "the reply is cut (MAX_TOKENS): max_tokens is not set: '12'"),
+        (["n: dict"], Reply(json={"n": 3}), "the reply does not fit the schema: n: dict is wanted, not int 3"),
         (["n: list[int]"], Reply(json={"n": list("abcd")}), "the reply does not fit the schema: n[0]: int is wanted, not str 'a'; n[1]: int is wanted, not str 'b'; n[2]: int is wanted, not str 'c'; and 1 more"),
     ],
 )  # fmt: skip
@@ -191,6 +194,18 @@ def test_a_blocked_prompt_is_told_and_not_asked_again(run: Run) -> None:
         ("n: dict[str, list[int]]", '{"n": {"a": [1]}}', {"a": [1]}),
         ("n: dict", '{"n": {"a": [1, null, {"b": true}]}}', {"a": [1, None, {"b": True}]}),
         ("n: list", '{"n": [1, "a", null]}', [1, "a", None]),
+        # The value alone, without the object that was asked for.
+        ("n: list[str]", '["a"]', ["a"]),
+        ("n: list", "```json\n[1, [2]]\n```", [1, [2]]),
+        ("n: int", "3", 3),
+        ("n: float", "3", 3),
+        ("n: bool", "true", True),
+        ("n: dict[int, str]", '{"1": "a"}', {1: "a"}),
+        ("n: dict", '{"a": 1}', {"a": 1}),
+        # What can be read as both is what was asked for.
+        ("n: dict", '{"n": {"n": {"a": 1}}}', {"n": {"a": 1}}),
+        ("n: dict", '{"n": {}, "m": 1}', {"n": {}, "m": 1}),
+        ("n: dict[str, dict[str, int]]", '{"n": {"a": 1}}', {"n": {"a": 1}}),
     ],
 )
 def test_what_is_read_of_a_reply(output: str, text: str, value: Any) -> None:
