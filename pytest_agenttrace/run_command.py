@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +60,9 @@ def run(
     try:
         with _quiet_libraries():
             code = _Run(file, inputs, record, replay, verbose=verbose, strict=strict).done()
+    except KeyboardInterrupt:  # before anything was asked
+        _say("interrupted")
+        code = INTERRUPTED
     finally:
         undo()
     if code:
@@ -68,24 +73,38 @@ class _Wrong(Exception):
     """What is wrong before anything is asked."""
 
 
-class _Terminated(KeyboardInterrupt):
+class Terminated(KeyboardInterrupt):
     """SIGTERM, as a scheduler stops what takes too long: the run ends as on Ctrl-C."""
 
 
-@contextmanager
-def _terminated_by_error() -> Iterator[None]:
-    def terminate(*_: object) -> None:
-        raise _Terminated
+class _Signals:
+    """SIGTERM is an error like Ctrl-C, and both end what nodes wait for: LangGraph waits for them before anybody sees
+    an error. While `held`, the first of them is let pass: what was run is being written."""
 
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # no main thread: whoever has it decides
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self.held = False
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        from pytest_agenttrace.workflow import stoppable
+
+        with stoppable() as stop, ExitStack() as stack:
+            for number, error in ((signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)):
+                if number == signal.SIGINT and signal.getsignal(number) is not signal.default_int_handler:
+                    continue  # ignored, or another's
+                with suppress(ValueError):  # no main thread: whoever has it decides
+                    stack.callback(signal.signal, number, signal.signal(number, self._handler(error, stop)))
+            yield
+
+    def _handler(self, error: type[KeyboardInterrupt], stop: Callable[[], None]) -> Callable[..., None]:
+        def handle(*_: object) -> None:
+            if self.held:
+                self.held = False
+                return
+            stop()
+            raise error
+
+        return handle
 
 
 class _Run:
@@ -104,7 +123,7 @@ class _Run:
         self._file, self._inputs = file, inputs
         self._record, self._replay = record, replay
         self._verbose, self._strict = verbose, strict
-        self._disagreed = False
+        self._disagreed, self._warns = False, True
 
     def done(self) -> int:
         """Run it, and say what came of it. The exit code."""
@@ -115,17 +134,25 @@ class _Run:
             return MISUSED
         from pytest_agenttrace.workflow import Observer, progress
 
+        level = workflow.config.config.observability.logging.level
+        self._verbose = self._verbose or level == "DEBUG"
+        self._warns = level not in ("ERROR", "CRITICAL")
         observer = Observer(
             workflow.config,
             price=_prices(),
             strict=self._strict,
             say=_say if self._verbose else lambda line: None,
             warn=self._warn,
-            callbacks=[progress(_say)],
+            callbacks=[progress(_say)] if self._verbose or level == "INFO" else [],
             wire=True,
         )
-        with _stdout_is_ours(), _terminated_by_error():
-            result, raised = self._outcome(workflow, given, observer)
+        signals = _Signals()
+        with signals.heard():
+            with _stdout_is_ours():
+                result, raised = self._outcome(workflow, given, observer, signals)
+            return self._ended(observer, result, raised)
+
+    def _ended(self, observer: Observer, result: WorkflowResult | None, raised: BaseException | None) -> int:
         self._tell(observer)
         if raised is not None:
             return self._failed(raised)
@@ -146,13 +173,13 @@ class _Run:
             with dummy_key(self._replay is not None):
                 workflow.check(given)
             if self._replay is not None and read_recordings(self._replay) is None:
-                raise _Wrong(f"{self._replay}: no such cassette\n  agenttrace run {self._file} --record {self._replay}")
+                raise _Wrong(f"{self._replay}: no such cassette\n  {self._recording()}")
         except (ConfigError, WorkflowError, CassetteError) as error:
             raise _Wrong(str(error)) from None
         return workflow, given
 
     def _outcome(
-        self, workflow: Workflow, given: Mapping[str, Any], observer: Observer
+        self, workflow: Workflow, given: Mapping[str, Any], observer: Observer, signals: _Signals
     ) -> tuple[WorkflowResult | None, BaseException | None]:
         """The run's result, or what it ended with. The store is opened before the cassette and written after it:
         replay lets nothing through to a store elsewhere."""
@@ -165,12 +192,14 @@ class _Run:
                     observer.hear(lambda: tape.calls)
                 try:
                     result = workflow.run(given, observer=observer)
-                except BaseException:
+                    signals.held = True
+                except BaseException as caught:
                     if tape is not None:
-                        tape.give_up()
+                        tape.give_up(stopped=isinstance(caught, KeyboardInterrupt))
                     raise
         except BaseException as caught:
             error = caught
+        signals.held = True
         try:
             observer.close(error)
         except Exception as caught:  # strict, and not traced
@@ -213,7 +242,9 @@ class _Run:
             _say(f"\nnot traced: {', '.join(told)}")
 
     def _warn(self, line: str) -> None:
-        _say(f"! {line}")
+        # That tracing failed is an error, whatever else is wanted.
+        if self._warns or line.startswith("tracing failed"):
+            _say(f"! {line}")
         if line.startswith("trace and wire disagree"):
             self._disagreed = True
 
@@ -221,13 +252,18 @@ class _Run:
         _say(f"! {line}")
         self._disagreed = True
 
+    def _recording(self) -> str:
+        """The command that records what was to be replayed."""
+        given = [word for pair in self._inputs for word in ("-i", pair)]
+        return shlex.join(["agenttrace", "run", str(self._file), *given, "--record", str(self._replay)])
+
     def _failed(self, error: BaseException) -> int:
         from pytest_agenttrace.capture import own_words
         from pytest_agenttrace.workflow import TracingFailed, WorkflowError
 
         if isinstance(error, KeyboardInterrupt):
-            _say("terminated" if isinstance(error, _Terminated) else "interrupted")
-            return TERMINATED if isinstance(error, _Terminated) else INTERRUPTED
+            _say("terminated" if isinstance(error, Terminated) else "interrupted")
+            return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
         if isinstance(error, TracingFailed):
             return FAILED  # each problem was told
         if self._verbose:
@@ -236,7 +272,7 @@ class _Run:
             _say("".join(traceback.format_exception(error)).rstrip())
         own = own_words(error)
         if own is not None:
-            again = f"\n  To record again: agenttrace run {self._file} --record {self._replay}" if self._replay else ""
+            again = f"\n  To record again: {self._recording()}" if self._replay else ""
             _say(f"{own}{again}")
         elif isinstance(error, WorkflowError):
             _say(str(error))
@@ -261,9 +297,21 @@ def _read_inputs(config: WorkflowConfig, pairs: tuple[str, ...]) -> dict[str, An
         field = config.state.fields.get(name)
         given[name] = text
         if field is not None and field.type.name != "str":
-            with suppress(ValueError):
-                given[name] = json.loads(text)
+            # RecursionError: of brackets by the thousand.
+            with suppress(ValueError, RecursionError):
+                given[name] = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     return given
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(text)
+
+
+def _finite(text: str) -> float:
+    """JSON knows no infinity, and Python writes 1e999 as one."""
+    if math.isinf(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 def _read(name: str, path: Path) -> str:

@@ -139,6 +139,13 @@ def test_a_body_that_gives_up_keeps_what_is_whole_and_sets_the_rest_aside(path: 
     assert prompts_of(partial_path(path)) == ["new"]
 
 
+def test_what_was_stopped_is_no_cassette(path: Path) -> None:
+    with GeminiServer(echo) as server, open_cassette(path, RECORD) as cassette:
+        ask(server.url, "one")
+        assert str(cassette.give_up(stopped=True)).startswith("the recording is incomplete: ")
+    assert (path.exists(), prompts_of(partial_path(path))) == (False, ["one"])
+
+
 def test_replies_set_aside_twice_are_all_kept(path: Path) -> None:
     record(path, "old")
     for prompts in (["one", "two"], ["two", "three"]):

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from pytest_agenttrace.cli import main
 from pytest_agenttrace.gemini_server import GeminiServer, Reply, ScriptedRequest
+from pytest_agenttrace.workflow import Observer
 from tests.observed import FILE, PROMPT, metrics, ready_database, rows, spans_of
 
 NOTES = Reply("light pushes", {"promptTokenCount": 150, "candidatesTokenCount": 500})
@@ -362,6 +363,97 @@ def test_being_stopped_ends_trace_and_run_and_leaves_nothing_half_written(
     assert not (folder / "c.yaml").exists()
     if recording:
         assert "the recording is incomplete" in err
+
+
+SIDE_BY_SIDE = """
+schema_version: "1.0"
+flow: {name: demo}
+state: {fields: {topic: {type: str, required: true}, notes: {type: str}, article: {type: str}}}
+nodes:
+  - {id: research, prompt: "research {topic}", outputs: [notes], output_schema: {type: str}}
+  - {id: write, prompt: "write {topic}", outputs: [article], output_schema: {type: str}}
+edges:
+  - {from: START, to: [research, write]}
+  - {from: research, to: END}
+  - {from: write, to: END}
+config:
+  execution: {timeout: 600}
+  observability: {mlflow: {enabled: true}}
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_being_stopped_waits_for_no_node(folder: Path, stop: signal.Signals, code: int) -> None:
+    """Side by side nodes run in LangGraph's threads, for which it waits: ten minutes here."""
+    (folder / "w.yaml").write_text(SIDE_BY_SIDE)
+    asked, go_on = threading.Barrier(3), threading.Event()
+
+    def answer(request: ScriptedRequest) -> Reply:
+        asked.wait(120)
+        go_on.wait(300)
+        return NOTES
+
+    with GeminiServer(answer) as server:
+        environment = {**os.environ, "GOOGLE_GEMINI_BASE_URL": server.url, "GOOGLE_API_KEY": "nobodys"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest_agenttrace.cli", "run", "w.yaml", "-i", "topic=sails"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=folder,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        try:
+            asked.wait(120)
+            process.send_signal(stop)
+            out, err = process.communicate(timeout=120)
+        finally:
+            go_on.set()
+            process.kill()
+            process.wait()
+    assert (process.returncode, out) == (code, ""), err
+    assert rows(folder / "mlflow.db", "SELECT status, end_time IS NOT NULL FROM runs") == [("KILLED", 1)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_has_ended_is_written_whoever_stops_it(
+    folder: Path, model: GeminiServer, monkeypatch: pytest.MonkeyPatch, stop: signal.Signals
+) -> None:
+    close = Observer.close
+
+    def stopped(self: Observer, error: BaseException | None) -> None:
+        os.kill(os.getpid(), stop)
+        close(self, error)
+
+    monkeypatch.setattr(Observer, "close", stopped)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = ran("w.yaml", "-i", "topic=sails")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (done.exit_code, done.stdout) == (0, RESULT)
+    assert rows(folder / "mlflow.db", "SELECT status FROM runs") == [("FINISHED",)]
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 100_000, "[NaN]", "[1e999]", "[-Infinity]"], ids=["deep", "nan", "inf", "-inf"]
+)
+def test_a_value_that_is_no_json_is_told(folder: Path, value: str) -> None:
+    write(folder, **{"topic: {": "numbers: {type: list}\n    topic: {"})
+    done = ran("w.yaml", "-i", "topic=sails", "-i", f"numbers={value}")
+    assert done.exit_code == 2
+    assert "numbers: list is wanted, not str" in done.stderr
+
+
+@pytest.mark.parametrize(("level", "lines"), [("INFO", True), ("WARNING", False)])
+def test_the_level_of_what_is_said(folder: Path, model: GeminiServer, level: str, lines: bool) -> None:
+    write(folder, **{"  observability:\n": f"  observability:\n    logging: {{level: {level}}}\n"})
+    done = ran("w.yaml", "-i", "topic=sails")
+    assert done.exit_code == 0
+    assert ("research ..." in done.stderr) == lines
 
 
 # The README

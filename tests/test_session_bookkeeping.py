@@ -306,12 +306,12 @@ def test_a_ledger_that_cannot_be_written_is_told(project: Path) -> None:
     assert ran.err.strip() == (
         "ERROR: --agenttrace-ledger: test_it.py is there already and is no ledger: name another file"
     )
-    (project / "old.json").write_text('{"format": 1}')
+    (project / "old.json").write_text('{"format": 1, "versions": {}}')
     ran = run_pytest(project, "--collect-only", "--agenttrace-ledger", "old.json", env=environment())
-    assert (ran.code, (project / "old.json").read_text()) == (0, '{"format": 1}')
+    assert (ran.code, (project / "old.json").read_text()) == (0, '{"format": 1, "versions": {}}')
     one = ["--agenttrace-ledger", "./old.json", "--agenttrace-baseline", "old.json"]
     ran = run_pytest(project, *one, env=environment())
-    assert (ran.code, (project / "old.json").read_text()) == (4, '{"format": 1}')
+    assert (ran.code, (project / "old.json").read_text()) == (4, '{"format": 1, "versions": {}}')
     assert ran.err.strip() == (
         "ERROR: --agenttrace-ledger and --agenttrace-baseline name one file, ./old.json: give each its own"
     )

@@ -51,8 +51,8 @@ def test_a_prompt_is_taken_out_wherever_it_stands() -> None:
         "as_json": json.dumps({"p": REMOVED}),
         REMOVED: 1,
     }
-    assert found[3]["events"][0]["attributes"] == {"exception.message": f"400: '{REMOVED}'", "exception.type": "E"}
-    assert found[3]["status"]["message"] == f"no answer to {REMOVED}"
+    assert found[3]["events"][0]["attributes"] == {"exception.type": "E"}
+    assert found[3]["status"] == {"code": "STATUS_CODE_ERROR", "message": ""}
 
 
 def test_what_a_model_has_said_before_is_no_prompt() -> None:
@@ -100,11 +100,24 @@ def test_where_prompts_are_kept_nothing_is_changed() -> None:
 
 def test_the_row_of_a_trace_follows() -> None:
     keeping = Keeping("standard", lambda node: False)
-    keeping.spans([model({"role": "user", "content": LONG})])
+    keeping.spans([span(mlflow__spanInputs={"q": LONG}), model({"role": "user", "content": LONG})])
     facts = TraceFacts(json.dumps({"q": LONG}), None, {"mlflow.traceInputs": LONG}, {"note": f"about {LONG}"})
+    inputs = json.dumps({"q": REMOVED})
     assert keeping.facts(facts) == TraceFacts(
-        json.dumps({"q": REMOVED}), None, {"mlflow.traceInputs": REMOVED}, {"note": f"about {REMOVED}"}
+        inputs, None, {"mlflow.traceInputs": inputs}, {"note": f"about {REMOVED}"}
     )
+
+
+def test_a_prompt_that_mlflow_has_cut_short_in_a_preview_is_gone_too() -> None:
+    long = "SECRET " + "and more of it, " * 200
+    keeping = Keeping("standard", lambda node: False)
+    root = span("CHAIN", None, mlflow__spanInputs={"topic": long}, mlflow__spanOutputs={"said": "word " * 500})
+    keeping.spans([root, model({"role": "user", "content": long})])
+    cut = json.dumps({"topic": long})[:997] + "..."
+    found = keeping.facts(TraceFacts(cut, "x", {"mlflow.traceInputs": cut, "mlflow.traceOutputs": "x"}, {}))
+    assert found.request == found.metadata["mlflow.traceInputs"] == json.dumps({"topic": REMOVED})
+    assert found.response is not None
+    assert (len(found.response), found.response[-3:]) == (1000, "...")
 
 
 def test_minimal_keeps_a_list_and_nothing_else() -> None:

@@ -376,7 +376,8 @@ def test_a_prompt_is_left_out_of_errors_that_repeat_it(folder: Path) -> None:
         done = watched(graph(model.url), config("enabled: true, log_prompts: false"))
     assert PROMPT in str(done.error)
     assert files_with(folder, PROMPT) == set()
-    assert "mlflow.db" in files_with(folder, "no answer to: [prompt not kept]")
+    assert files_with(folder, "no answer to") == set()
+    assert "mlflow.db" in files_with(folder, "exception.type")
 
 
 def test_a_node_keeps_its_prompts_for_itself(folder: Path, model: GeminiServer) -> None:
@@ -711,6 +712,19 @@ def test_a_server_that_is_not_there_costs_seconds_and_no_run(folder: Path, model
             f"  Start it: mlflow server --host 127.0.0.1 --port {port}"
         ]
     )
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg2", "mysql+pymysql"])
+def test_a_database_that_is_not_there_is_told_at_once(folder: Path, model: GeminiServer, scheme: str) -> None:
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    done = ran(model, f'enabled: true, tracking_uri: "{scheme}://me:secret@127.0.0.1:{port}/mlflow"')
+    assert done.state is not None
+    (problem,) = done.observer.problems
+    assert problem.startswith("tracing failed: ")
+    assert problem.endswith(" cannot be reached: Connection refused\n  Start the database, or mend tracking_uri")
+    assert "secret" not in problem
 
 
 def test_a_server_that_never_answers_costs_seconds_and_no_run(

@@ -108,7 +108,7 @@ class Answering:
         self._late = opening.late if opening.late is not None else lambda text: None
         self._filters = Filters(opening.filters)
         self._closed = False
-        self._given_up = False
+        self._given_up = self._stopped = False
         found = read_recordings(path)
         self._missing = found is None
         # What was there before this test.

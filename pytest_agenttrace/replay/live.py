@@ -148,10 +148,12 @@ class GeminiCassette(Answering):
         # A script costs nothing, and goes on only where it is asked.
         self._recordings = Recordings((), self._opening.match, self._opening.ignore)
 
-    def give_up(self) -> str | None:
+    def give_up(self, *, stopped: bool = False) -> str | None:
         """The test's body ended by an error that is no failed assertion: what it has recorded is not all it would have
-        asked for, and no reason to put a whole cassette aside. Says what becomes of it."""
+        asked for, and no reason to put a whole cassette aside. Where it was `stopped` from outside it is no cassette
+        either where there was none. Says what becomes of it."""
         self._given_up = True
+        self._stopped = self._stopped or stopped
         return self.incomplete
 
     @property
@@ -161,7 +163,7 @@ class GeminiCassette(Answering):
             return None
         with self._lock:
             unanswered = [number for number, asked in self._pending.items() if asked.key("body") not in self._answered]
-        if not unanswered and not self.misses and not (self._given_up and not self._missing):
+        if not unanswered and not self.misses and not (self._given_up and (self._stopped or not self._missing)):
             return None
         why = f": no reply came to call {', '.join(map(str, unanswered))}" if unanswered else ""
         shown = shown_path(self.path)

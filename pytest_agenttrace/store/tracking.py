@@ -43,6 +43,7 @@ __all__ = [
 # How long a store may take to open (a new database makes its tables first), and to take a run.
 OPENING, WRITING = 60.0, 60.0
 _CONNECTING = 5.0
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _THREAD = "agenttrace-tracking"
 _SQLITE = "sqlite:///"
 _FILES = re.compile(r"file:(//)?", re.IGNORECASE)
@@ -278,18 +279,19 @@ def _database(uri: str) -> str:
 def _reach(uri: str) -> None:
     """Fail in seconds where nobody answers: MLflow itself tries again for minutes."""
     parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or parts.hostname is None:
+    scheme = parts.scheme.partition("+")[0]
+    if scheme not in _PORTS or parts.hostname is None:
         return
+    port = parts.port or _PORTS[scheme]
+    way_out = "Start the database, or mend tracking_uri"
+    if scheme.startswith("http"):
+        way_out = f"Start it: mlflow server --host {parts.hostname} --port {port}"
     if urllib.request.getproxies().get(parts.scheme) and not urllib.request.proxy_bypass(parts.hostname):
         return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname, port), timeout=_CONNECTING).close()
     except OSError as error:
-        raise _Silent(
-            f"{mask(uri)} cannot be reached: {error.strerror or error}\n"
-            f"  Start it: mlflow server --host {parts.hostname} --port {port}"
-        ) from None
+        raise _Silent(f"{mask(uri)} cannot be reached: {error.strerror or error}\n  {way_out}") from None
 
 
 def _bounded(failed: str, function: Callable[[], _T], seconds: float, uri: str) -> _T:

@@ -34,6 +34,7 @@ from pytest_agenttrace.workflow.positions import ConfigError, Note, Place, Probl
 from pytest_agenttrace.workflow.progress import progress
 from pytest_agenttrace.workflow.running import Workflow, WorkflowResult
 from pytest_agenttrace.workflow.schema import generated_schema, shipped_schema
+from pytest_agenttrace.workflow.timing import stoppable
 from pytest_agenttrace.workflow.types import Member, Mismatch, Type, mismatches
 
 __all__ = [
@@ -81,4 +82,5 @@ __all__ = [
     "parse_config",
     "progress",
     "shipped_schema",
+    "stoppable",
 ]

@@ -15,6 +15,7 @@ from pytest_agenttrace.workflow.failing import WorkflowError, said_of
 from pytest_agenttrace.workflow.models import LlmSettings, Node
 from pytest_agenttrace.workflow.outputs import Misfit, answer_schema, plain_text, read_answer, read_text
 from pytest_agenttrace.workflow.providers import GOOGLE, Models, gemini_settings, worth_another_try
+from pytest_agenttrace.workflow.timing import Stopped, goes_on
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessage, BaseMessage, ToolCall
@@ -73,6 +74,8 @@ def answered(question: Question, models: Models, config: RunnableConfig) -> dict
     talk = _talk(question)
     step = next(talk)
     while True:
+        if not goes_on():
+            raise Stopped
         try:
             found = _at_once(_runnable(step, question, models), _given(step), config)
         except Exception as error:

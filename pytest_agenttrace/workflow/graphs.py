@@ -12,7 +12,7 @@ from pytest_agenttrace.workflow.joins import Ways, joins_of
 from pytest_agenttrace.workflow.models import END, START, Edge, Loop, Node, Parallel, WorkflowConfig
 from pytest_agenttrace.workflow.placeholders import ITEM, ITEM_NAMES
 from pytest_agenttrace.workflow.providers import Models
-from pytest_agenttrace.workflow.timing import TimeIsUp, awaited_within, within
+from pytest_agenttrace.workflow.timing import Stopped, TimeIsUp, awaited_within, within
 from pytest_agenttrace.workflow.tools import resolved_tools
 from pytest_agenttrace.workflow.types import Type, fits
 from pytest_agenttrace.workflow.values import Anew, channels, gathered, gathers, item_of, rendered, seen
@@ -167,6 +167,8 @@ class _Work:
             outputs = within(
                 self.execution.timeout, lambda: answered(question, self.models, config), f"node {self.node.id}"
             )
+        except Stopped:
+            raise WorkflowError("stopped", self.node.place, self.node.id) from None
         except (TimeIsUp, WorkflowError) as error:
             raise self.failure(error) from error.__cause__
         return self.changes(state, outputs)

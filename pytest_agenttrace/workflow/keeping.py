@@ -53,7 +53,9 @@ _KEPT_METADATA = frozenset(
 _KEPT_PARAMETERS = ("model", "model_name")
 _KEPT_FACTS = ("mlflow.trace.", "mlflow.trace_schema.", "mlflow.source.", "mlflow.user", "mlflow.sourceRun")
 _KEPT_TAGS = ("mlflow.traceName", "mlflow.artifactLocation", "mlflow.trace.spansLocation")
-_INPUTS, _MESSAGES = "mlflow.spanInputs", "mlflow.chat.messages"
+_INPUTS, _OUTPUTS, _MESSAGES = "mlflow.spanInputs", "mlflow.spanOutputs", "mlflow.chat.messages"
+# Characters of what MLflow shows of a trace in its lists.
+_PREVIEW = 1000
 _ASKED = frozenset({_INPUTS, _MESSAGES, "mlflow.chat.tools", "invocation_params", "options"})
 # Of the roles in a conversation, whose words are the prompt.
 _ASKING = frozenset({"user", "system", "human", "developer"})
@@ -72,6 +74,7 @@ class Keeping:
         self._prompts = prompts
         self._asked: set[str] = set()
         self._forms: list[str] = []
+        self._root: dict[str, Any] = {}
         self.attachments = level != "minimal" and prompts(None)
 
     def spans(self, spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -82,7 +85,12 @@ class Keeping:
             if _type(span) in _MODELS and not self._prompts(node_of(_metadata(span))):
                 self._asked |= set(_texts_asked(span))
         self._forms = _forms_of(self._asked)
-        return [self._without_prompts(span) for span in spans] if self._asked else spans
+        if not self._asked:
+            return spans
+        left = [self._without_prompts(span) for span in spans]
+        root: dict[str, Any] = next((span["attributes"] for span in left if span.get("parent_span_id") is None), {})
+        self._root = {name: root.get(name) for name in (_INPUTS, _OUTPUTS)}
+        return left
 
     def facts(self, facts: TraceFacts) -> TraceFacts:
         """What is kept of a trace's row."""
@@ -95,12 +103,20 @@ class Keeping:
             )
         if not self._asked:
             return facts
+        # MLflow has cut these short, and a prompt's first half is found by nobody: they are made anew of what is kept.
+        inputs, outputs = self._preview(_INPUTS), self._preview(_OUTPUTS)
+        previews = {"mlflow.traceInputs": inputs, "mlflow.traceOutputs": outputs}
         return TraceFacts(
-            None if facts.request is None else self._text(facts.request),
-            None if facts.response is None else self._text(facts.response),
-            {key: self._text(value) for key, value in facts.metadata.items()},
+            None if facts.request is None else inputs,
+            None if facts.response is None else outputs,
+            {key: previews.get(key, self._text(value)) for key, value in facts.metadata.items()},
             {key: self._text(value) for key, value in facts.tags.items()},
         )
+
+    def _preview(self, name: str) -> str:
+        text = self._root.get(name)
+        shown = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+        return shown if len(shown) <= _PREVIEW else f"{shown[: _PREVIEW - 3]}..."
 
     def plain(self, value: Any) -> Any:
         """Plain data without the prompts that were taken out of the spans."""
@@ -117,8 +133,14 @@ class Keeping:
         if _type(span) in _MODELS and not self._prompts(node_of(_metadata(span))):
             # Schemas and tools with their descriptions are told to a model too.
             attributes = {key: value for key, value in attributes.items() if key not in _ASKED} | _model_of(span)
-        events = [{**event, "attributes": self.plain(event.get("attributes") or {})} for event in span["events"]]
-        return {**span, "attributes": attributes, "events": events, "status": self.plain(span["status"])}
+        # An API that refuses a prompt quotes it, cut short and escaped in ways of its own.
+        events = [
+            _bare(event)
+            if event["name"] == "exception"
+            else {**event, "attributes": self.plain(event.get("attributes") or {})}
+            for event in span["events"]
+        ]
+        return {**span, "attributes": attributes, "events": events, "status": {**span["status"], "message": ""}}
 
     def _attribute(self, value: Any) -> Any:
         """An attribute is JSON, in which a text looks otherwise than it is."""
