@@ -69,7 +69,7 @@ def test_what_does_not_fit_together(old: str, new: str, message: str) -> None:
         prompt('{"score": 1} {{topik}}'),
         (INPUTS, '    inputs: {query: "on {topic}, {state.depth}", fixed: a text}\n'),
         (LOGIC, "topic == null or tags == [] or author.name in ['Ada', 'Bob']"),
-        (LOGIC, "depth > 1.5 and 'x' in topic and 3 not in tags and not topic"),
+        (LOGIC, "depth > 1.5 and 'x' in topic and '3' not in tags and not topic"),
         ("type: int, default: 1}", "type: float, default: 1}"),
         ("default: []}", "default: null}"),
     ],
@@ -84,6 +84,68 @@ def test_an_input_gives_the_members_of_what_it_stands_for() -> None:
     assert problems(whole, prompt("{query.nmae}")) == [
         "30:14: nodes.write.prompt: {query.nmae}: query has no member 'nmae'; did you mean query.name?"
     ]
+
+
+LISTS = (
+    "    done: {",
+    """\
+    counts: {type: "dict[int, str]"}
+    flags: {type: "list[bool]"}
+    any: {type: list}
+    raw: {type: dict}
+    lists: {type: "list[list[str]]"}
+    done: {""",
+)
+
+
+@pytest.mark.parametrize(
+    ("logic", "why"),
+    [
+        ('depth in ["8","9"]', "state.depth is int, and cannot be compared by in with str '8' of the list; did you mean 8?"),
+        ("depth not in [8, '9']", "state.depth is int, and cannot be compared by not in with str '9' of the list; did you mean 9?"),
+        ("depth in ['x']", "state.depth is int, and cannot be compared by in with str 'x' of the list"),
+        ("topic in [8,9]", "state.topic is str, and cannot be compared by in with int 8 of the list; did you mean '8'?"),
+        ("topic in [true]", "state.topic is str, and cannot be compared by in with bool true of the list; did you mean 'true'?"),
+        ("done in [1]", "state.done is bool, and cannot be compared by in with int 1 of the list; did you mean true?"),
+        ("depth in [false]", "state.depth is int, and cannot be compared by in with bool false of the list"),
+        ("tags in [1]", "state.tags is list, and cannot be compared by in with int 1 of the list"),
+        ("1 in ['a']", "int 1, and cannot be compared by in with str 'a' of the list"),
+        ("3 in tags", "int 3, and cannot be compared by in with the items of state.tags, which are str; did you mean '3'?"),
+        ("depth not in tags", "state.depth is int, and cannot be compared by not in with the items of state.tags, which are str"),
+        ("'true' in flags", "str 'true', and cannot be compared by in with the items of state.flags, which are bool; did you mean true?"),
+        ("topic in lists", "state.topic is str, and cannot be compared by in with the items of state.lists, which are list"),
+        ("topic in counts", "state.topic is str, and cannot be compared by in with the keys of state.counts, which are int"),
+        ("1 in author", "int 1, and cannot be compared by in with the members of state.author, which are str; did you mean '1'?"),
+        ("tags == [1]", "the items of state.tags are str, and cannot be compared by == with int 1; did you mean '1'?"),
+        ("['a', 2] != tags", "the items of state.tags are str, and cannot be compared by != with int 2; did you mean '2'?"),
+        ("lists == ['a']", "the items of state.lists are list, and cannot be compared by == with str 'a'"),
+        ("tags in raw", "state.tags is list, and is no key of a dict"),
+        ("author not in raw", "state.author is dict, and is no key of a dict"),
+    ],
+)  # fmt: skip
+def test_what_a_list_or_a_dict_never_holds(logic: str, why: str) -> None:
+    at = 37 + LISTS[1].count("\n")
+    (told,) = problems(LISTS, (f'"{LOGIC}"', "'" + logic.replace("'", "''") + "'"))
+    place, _, text = told.partition(" ")
+    assert place.startswith(f"{at}:")
+    assert text == f"edges[1].routes[0].condition.logic: condition {logic!r}: {why}"
+
+
+@pytest.mark.parametrize(
+    "logic",
+    [
+        "depth in [8, 9.5, null]",
+        "3 in any or any == [1, 'a']",
+        "topic in raw and 3 in raw",
+        "2.0 in counts",
+        "tags in lists and ['a'] in lists",
+        "tags == any or tags == lists or tags == []",
+        "topic in author and (depth > 1) in flags",
+        "null in tags or tags in any",
+    ],
+)
+def test_what_a_list_or_a_dict_may_hold(logic: str) -> None:
+    assert valid(LISTS, (LOGIC, logic)).notes == ()
 
 
 def test_dicts_and_lists_without_types_hold_anything() -> None:

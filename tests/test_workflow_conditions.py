@@ -1,4 +1,5 @@
 """Conditions of routes: what they say of a state, what they refuse, and what has no answer."""
+# ruff: noqa: E501  # a row is a case, with its message whole
 
 from __future__ import annotations
 
@@ -73,6 +74,57 @@ def test_a_condition_holds_or_not(text: str, holds: bool) -> None:
     assert parse_condition(text).evaluate(STATE, "router") is holds
 
 
+HELD: dict[str, Any] = {
+    "l": [1, True, [2, "x"]],
+    "same": [1.0, True, [2.0, "x"]],
+    "ones": [1, 0],
+    "bools": [True, False],
+    "nested": [[1], {"a": 1}],
+    "one": {"a": 1, "b": [1]},
+    "float": {"b": [1.0], "a": 1.0},
+    "true": {"a": True, "b": [True]},
+    "by_int": {1: "x"},
+    "by_bool": {True: "x"},
+    "bool_list": [True],
+    "true_dict": {"a": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("ones == bools", False),
+        ("bools == [1, 0]", False),
+        ("bools != [1, 0]", True),
+        ("bools == [true, false]", True),
+        ("ones == [1.0, 0]", True),
+        ("ones == [1]", False),
+        ("l == same", True),
+        ("one == float", True),
+        ("float != one", False),
+        ("one == state.true", False),
+        ("one != state.true", True),
+        ("by_int == by_bool", False),
+        ("by_int == by_int", True),
+        ("one == by_int", False),
+        ("true in ones", False),
+        ("1 in bools", False),
+        ("1.0 in ones", True),
+        ("true not in [1]", True),
+        ("bool_list in nested", False),
+        ("[1] in nested", True),
+        ("true_dict in nested", False),
+        ("true in by_int", False),
+        ("1 in by_bool", False),
+        ("1.0 in by_int", True),
+        ("true in by_bool", True),
+        ("null in one", False),
+    ],
+)
+def test_what_lists_and_dicts_hold_is_compared_by_its_type(text: str, holds: bool) -> None:
+    assert parse_condition(text).evaluate(HELD, "router") is holds
+
+
 @pytest.mark.parametrize(
     ("text", "message", "offset"),
     [
@@ -129,6 +181,14 @@ def test_what_is_no_condition_says_where_and_why(text: str, message: str, offset
         ("done < true", "state.done (bool false) < bool true"),
         ("1 in score", "int 1 in state.score (int 8)"),
         ("1 in kind", "int 1 in state.kind (str 'draft')"),
+        (
+            "tags in profile",
+            "state.tags (list ['a', 'b']) in state.profile (dict {'age': 36, 'name': 'Ada', 'tags': []})",
+        ),
+        (
+            "profile not in profile",
+            "state.profile (dict {'age': 36, 'name': 'Ada', 'tags': []}) not in state.profile (dict {'age': 36, 'name': 'Ada', 'tags': []})",
+        ),
     ],
 )
 def test_a_condition_without_an_answer_names_node_condition_and_field(text: str, why: str) -> None:

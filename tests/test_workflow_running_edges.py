@@ -149,6 +149,28 @@ def test_a_branch_that_fails_fails_the_run() -> None:
         found.run({})
 
 
+@both
+@pytest.mark.parametrize("more", [{}, {"reducer": "replace"}])
+def test_null_is_null_in_a_list_with_a_default_too(run: Run, more: dict[str, str]) -> None:
+    """As in a field of any other type: null that is given is not what was never given."""
+    fields = {"l": {"type": "list[str]", "default": ["d"], **more}, "n": {"type": "int", "default": 3}, "text": "str"}
+    found = workflow(fields, [node("a", "{l} {n}", "text: str")], [edge("START", "a"), edge("a", "END")])
+    with served(_echo) as server:
+        assert run(found, {"l": None, "n": None}) == {"l": None, "n": None, "text": "NULL NULL"}
+        assert run(found, {}) == {"l": ["d"], "n": 3, "text": '["D"] 3'}
+    assert prompts(server) == ["null null", '["d"] 3']
+
+
+@both
+def test_a_list_that_is_null_is_appended_to(run: Run) -> None:
+    fields = {"found": {"type": "list[str]", "default": ["d"]}}
+    nodes = [node("a", "a", "found: list[str]")]
+    with served({"": Reply(json={"found": ["x"]})}):
+        result = run(workflow(fields, nodes, [edge("START", "a"), edge("a", "END")]), {"found": None})
+
+    assert result == {"found": ["x"]}
+
+
 # Maps
 
 
@@ -288,6 +310,50 @@ def test_a_map_that_runs_again_appends_or_replaces(run: Run) -> None:
     assert appending["found"] == ["0a", "0b", "1a", "1b"]
     assert replacing["found"] == ["1a", "1b"]
     assert given["found"] == ["i", "0a", "0b", "1a", "1b"]
+
+
+TWO = [
+    edge("START", "a", "b"),
+    edge("a", parallel=MAP),
+    edge("b", parallel={"items_field": "more", "target_node": "each", "collect_field": "other"}),
+    edge("each", "END"),
+]
+
+
+@both
+@pytest.mark.parametrize("beside", [True, False])
+def test_two_maps_of_one_node_collect_each_its_own(run: Run, beside: bool) -> None:
+    replaced = {"type": "list[str]", "reducer": "replace"}
+    fields = {
+        "items": "list[str]",
+        "more": "list[str]",
+        "found": "list[str]",
+        "other": replaced,
+        **_texts("a", "b", "c"),
+    }
+    nodes = [node(name, name, f"{name}: str") for name in "ab"]
+    nodes.append(node("each", "{state._parallel_item}", "c: str"))
+    routes = [route("'x' in items", "a"), route("default", "b")]
+    first = edge("START", "a", "b") if beside else edge("START", routes=routes)
+    found = workflow(fields, nodes, [first, *TWO[1:]])
+    with served(_echo):
+        both_of = run(found, {"items": ["x", "y"], "more": ["z"]})
+        none = run(found, {"items": [], "more": ["z"]})
+
+    assert (both_of["found"], both_of["other"]) == (["X", "Y"], ["Z"] if beside else [])
+    assert (none["found"], none["other"]) == ([], ["Z"])
+
+
+@both
+def test_two_maps_of_a_node_that_names_one_of_their_fields(run: Run) -> None:
+    """That one's items are its output; the other takes the output's value."""
+    fields = {"items": "list[str]", "more": "list[str]", "found": "list[str]", "other": "list[str]", **_texts("a", "b")}
+    nodes = [node(name, name, f"{name}: str") for name in "ab"]
+    nodes.append(node("each", "{state._parallel_item}", "other: str"))
+    with served(_echo):
+        result = run(workflow(fields, nodes, TWO), {"items": ["x", "y"], "more": ["z"]})
+
+    assert (result["found"], result["other"]) == (["X", "Y"], ["Z"])
 
 
 # Routes and loops

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import threading
 import time
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage
 
 from pytest_agenttrace import ErrorReply, GeminiServer, Reply
 from pytest_agenttrace.gemini_server import ScriptedRequest
-from pytest_agenttrace.workflow import Workflow, WorkflowError, graphs
+from pytest_agenttrace.workflow import Workflow, WorkflowError, asking, graphs
 from tests.running import Run, both, edge, node, served, workflow
 
 LINE = [edge("START", "write"), edge("write", "END")]
@@ -110,6 +112,9 @@ def test_only_the_branch_that_failed_is_asked_again() -> None:
         (["n: int"], Reply('{"n": 1', finish_reason="MAX_TOKENS"), "the reply is no JSON (MAX_TOKENS): Expecting ',' delimiter: line 1 column 8 (char 7): '{\"n\": 1'"),
         (["n: int"], Reply(""), "the reply is empty"),
         (["n: str"], Reply(" ", finish_reason="SAFETY"), "the reply is empty (SAFETY)"),
+        (["n: list[str]"], Reply(json=["a", 1]), "the reply does not fit the schema: n[1]: str is wanted, not int 1"),
+        (["n: int"], Reply("12", finish_reason="MAX_TOKENS"), "the reply is cut (MAX_TOKENS): max_tokens is not set: '12'"),
+        (["n: dict"], Reply(json={"n": 3}), "the reply does not fit the schema: n: dict is wanted, not int 3"),
         (["n: list[int]"], Reply(json={"n": list("abcd")}), "the reply does not fit the schema: n[0]: int is wanted, not str 'a'; n[1]: int is wanted, not str 'b'; n[2]: int is wanted, not str 'c'; and 1 more"),
     ],
 )  # fmt: skip
@@ -119,6 +124,54 @@ def test_a_reply_that_does_not_fit_is_told(run: Run, outputs: list[str], reply: 
 
     assert str(caught.value) == f"f.yaml:9:3: node write: gemini-2.5-flash-lite: {message}"
     assert len(server.requests) == 1
+
+
+@both
+@pytest.mark.parametrize(
+    ("reason", "llm", "message"),
+    [
+        ("MAX_TOKENS", {"max_tokens": 1000}, "the reply is cut (MAX_TOKENS): max_tokens is 1,000: 'Once upon a'"),
+        ("MAX_TOKENS", {}, "the reply is cut (MAX_TOKENS): max_tokens is not set: 'Once upon a'"),
+        ("SAFETY", {}, "the reply is cut (SAFETY): 'Once upon a'"),
+    ],
+)
+def test_a_text_that_is_cut_is_no_answer(run: Run, reason: str, llm: dict[str, Any], message: str) -> None:
+    found = workflow({"n": "str"}, [node("write", "Write", "n: str", llm=llm)], LINE, max_retries=1)
+    cut = Reply("Once upon a", finish_reason=reason)
+    with served([cut, Reply("Once.")]):
+        assert run(found, {}) == {"n": "Once."}
+    with served(lambda _: cut) as server, pytest.raises(WorkflowError) as caught:
+        run(found, {})
+
+    assert str(caught.value) == f"f.yaml:9:3: node write: gemini-2.5-flash-lite: {message} (attempt 2 of 2)"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "cut"),
+    [
+        ({"finish_reason": "length"}, "the reply is cut (length): max_tokens is 5"),
+        ({"stop_reason": "max_tokens"}, "the reply is cut (max_tokens): max_tokens is 5"),
+        ({"done_reason": "length"}, "the reply is cut (length): max_tokens is 5"),
+        ({"finish_reason": "content_filter"}, "the reply is cut (content_filter)"),
+        ({"stop_reason": "end_turn"}, ""),
+        ({"finish_reason": "tool_calls"}, ""),
+        ({}, ""),
+    ],
+)
+def test_other_providers_say_in_their_words_that_a_text_is_cut(said: dict[str, str], cut: str) -> None:
+    """What their packages put into a message, which are not all here to be asked."""
+    written = _writer("n: str").config
+    settings = dataclasses.replace(written.llm_of(written.nodes[0]), max_tokens=5)
+    question = asking.Question(written.nodes[0], settings, "Write")
+    reply = AIMessage("Once", response_metadata=said)
+    if not cut:
+        assert asking._outputs(question, reply) == {"n": "Once"}
+        return
+    with pytest.raises(WorkflowError) as caught:
+        asking._outputs(question, reply)
+    assert caught.value.text == f"gemini-2.5-flash-lite: {cut}: 'Once'"
+    assert caught.value.again
 
 
 @both
@@ -141,6 +194,18 @@ def test_a_blocked_prompt_is_told_and_not_asked_again(run: Run) -> None:
         ("n: dict[str, list[int]]", '{"n": {"a": [1]}}', {"a": [1]}),
         ("n: dict", '{"n": {"a": [1, null, {"b": true}]}}', {"a": [1, None, {"b": True}]}),
         ("n: list", '{"n": [1, "a", null]}', [1, "a", None]),
+        # The value alone, without the object that was asked for.
+        ("n: list[str]", '["a"]', ["a"]),
+        ("n: list", "```json\n[1, [2]]\n```", [1, [2]]),
+        ("n: int", "3", 3),
+        ("n: float", "3", 3),
+        ("n: bool", "true", True),
+        ("n: dict[int, str]", '{"1": "a"}', {1: "a"}),
+        ("n: dict", '{"a": 1}', {"a": 1}),
+        # What can be read as both is what was asked for.
+        ("n: dict", '{"n": {"n": {"a": 1}}}', {"n": {"a": 1}}),
+        ("n: dict", '{"n": {}, "m": 1}', {"n": {}, "m": 1}),
+        ("n: dict[str, dict[str, int]]", '{"n": {"a": 1}}', {"n": {"a": 1}}),
     ],
 )
 def test_what_is_read_of_a_reply(output: str, text: str, value: Any) -> None:

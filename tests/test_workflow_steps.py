@@ -114,6 +114,52 @@ def test_what_nodes_side_by_side_may_not_do(
         config(edges, **outputs)
 
 
+@pytest.mark.parametrize(
+    ("second", "messages"),
+    [
+        ({"items_field": "items", "target_node": "c", "collect_field": "found"}, []),
+        ({"items_field": "items", "target_node": "c", "collect_field": "replaced"}, ["edges[2].parallel.collect_field: the map of a writes replaced in the same step, a list that is replaced"]),
+    ],
+)  # fmt: skip
+def test_maps_of_one_node_side_by_side_replace_no_list_twice(second: dict[str, str], messages: list[str]) -> None:
+    first = {"items_field": "items", "target_node": "c", "collect_field": "replaced"}
+    begun = [edge("a", parallel=first), edge("b", parallel=second), edge("c", "END")]
+    apart = [edge("START", routes=[route("x > 1", "a"), route("default", "b")]), *begun]
+    config(apart)
+    beside = [edge("START", "a", "b"), *begun]
+    if messages:
+        assert told(beside) == messages
+    else:
+        config(beside)
+
+
+def test_each_map_of_a_node_is_checked() -> None:
+    fields = {
+        **FIELDS,
+        "people": {"type": "list[object]", "schema": {"name": "str"}},
+        "others": {"type": "list"},
+    }
+    nodes = [node("a", "a", "a: str"), node("b", "b", "b: str")]
+    edges = [
+        edge("START", "a", "b"),
+        edge("a", parallel={"items_field": "items", "target_node": "c", "collect_field": "found"}),
+        edge("b", parallel={"items_field": "people", "target_node": "c", "collect_field": "others"}),
+        edge("c", "END"),
+    ]
+    each = node("c", "{_parallel_item.name}", "c: str")
+    with pytest.raises(ConfigError) as caught:
+        parse_config(written(fields, [*nodes, each], edges), "f.yaml")
+    assert str(caught.value).partition(": ")[2] == (
+        "nodes.c.prompt: {_parallel_item.name}: _parallel_item is str, which has no members"
+    )
+    each = node("c", "{_parallel_item}", "found: str", "c: str")
+    with pytest.raises(ConfigError) as caught:
+        parse_config(written(fields, [*nodes, each], edges), "f.yaml")
+    assert str(caught.value).partition(": ")[2] == (
+        "nodes.c.outputs: c: a map collects found only; without it in outputs it collects all"
+    )
+
+
 def test_a_map_collects_one_field() -> None:
     nodes = [node("a", "a", "found: str", "one: str", "x: int")]
     with pytest.raises(ConfigError) as caught:

@@ -27,6 +27,12 @@ __all__ = ["ROUNDS", "Question", "answered", "awaited"]
 # How often a model may ask for tools before it must answer.
 ROUNDS = 10
 
+# Why a model stopped: Google's and OpenAI's word for it, Anthropic's, Ollama's.
+_REASONS = ("finish_reason", "stop_reason", "done_reason")
+_WHOLE = ("", "stop", "end_turn", "stop_sequence")
+_OUT_OF_TOKENS = ("max_tokens", "length")
+_BROKEN_OFF = ("safety", "recitation", "blocklist", "prohibited_content", "spii", "content_filter", "refusal")
+
 _ANSWER = "Give your answer now, from what you have found."
 
 
@@ -208,7 +214,7 @@ def _of_arguments(error: Exception) -> bool:
 
 def _outputs(question: Question, found: Any) -> dict[str, Any]:
     try:
-        return _read(question.node, found)
+        return _read(question, found)
     except Misfit as error:
         message = found["raw"] if isinstance(found, dict) else found
         blocked = _blocked(message)
@@ -217,19 +223,36 @@ def _outputs(question: Question, found: Any) -> dict[str, Any]:
         raise question.failed(f"{question.settings.model}: {error}", again=True) from error
 
 
-def _read(node: Node, found: Any) -> dict[str, Any]:
+def _read(question: Question, found: Any) -> dict[str, Any]:
+    node = question.node
     if not isinstance(found, dict):
-        return read_text(node, found.text, _ending(found))
+        return read_text(node, found.text, _ending(found), _cut(found, question.settings))
     # By with_structured_output: the raw message, what was parsed of it, and why that failed.
     raw, parsed = found["raw"], found["parsed"]
     if parsed is not None and (raw.tool_calls or not raw.text.strip()):
         return read_answer(node, parsed)
-    return read_text(node, raw.text, _ending(raw))
+    return read_text(node, raw.text, _ending(raw), _cut(raw, question.settings))
+
+
+def _reason(message: AIMessage) -> str:
+    """Why the model stopped, in its provider's words; "" where nobody says."""
+    found = message.response_metadata
+    return next((str(found[key]) for key in _REASONS if found.get(key)), "")
 
 
 def _ending(message: AIMessage) -> str:
-    reason = message.response_metadata.get("finish_reason")
-    return f" ({reason})" if reason not in (None, "", "STOP", "stop") else ""
+    reason = _reason(message)
+    return f" ({reason})" if reason.lower() not in _WHOLE else ""
+
+
+def _cut(message: AIMessage, settings: LlmSettings) -> str:
+    """Why a reply is not whole, though it reads well; "" where it is."""
+    reason = _reason(message)
+    if reason.lower() in _OUT_OF_TOKENS:
+        most = settings.max_tokens
+        more = "max_tokens is not set" if most is None else f"max_tokens is {most:,}"
+        return f"the reply is cut ({reason}): {more}"
+    return f"the reply is cut ({reason})" if reason.lower() in _BROKEN_OFF else ""
 
 
 def _blocked(message: AIMessage) -> str | None:

@@ -10,7 +10,7 @@ from pytest_agenttrace.workflow.reading import did_you_mean
 from pytest_agenttrace.workflow.references import Fields, Subject, UnknownName, maybe, member_type
 from pytest_agenttrace.workflow.steps import check_steps
 from pytest_agenttrace.workflow.types import Type, fits
-from pytest_agenttrace.workflow.ways import check_ways, parallel_targets
+from pytest_agenttrace.workflow.ways import check_ways, maps_of
 
 __all__ = ["check"]
 
@@ -45,7 +45,7 @@ class _Node:
         self.subject = subject
         self.at = at
         self.node = node
-        self.map = parallel_targets(subject).get(node.id)
+        self.maps = maps_of(subject, node.id)
 
     def tree(self, *keys: str | int) -> Tree:
         return part(self.subject.tree, "nodes", self.at, *keys)
@@ -107,13 +107,15 @@ class _Node:
         return member_type(whole, path, 1)
 
     def item_type(self, path: tuple[str, ...]) -> Type | None:
-        if self.map is None:
+        if not self.maps:
             raise UnknownName("it is there only in a node that a parallel map runs")
         if path[0] != ITEM:
             return member_type(Type("int"), path, 1)
-        field = self.subject.fields.fields.get(self.map.items_field)
-        found = None if field is None or field.type is None else field.type.item
-        return member_type(found, path, 1)
+        # Each map's items must have what is named.
+        fields = [self.subject.fields.fields.get(found.items_field) for found in self.maps]
+        lists = [None if field is None else maybe(field.type) for field in fields]
+        kinds = [member_type(None if found is None else found.item, path, 1) for found in lists]
+        return kinds[0] if all(kind == kinds[0] for kind in kinds) else None
 
     # Outputs
 
@@ -167,7 +169,7 @@ class _Node:
         wanted = None if field is None else field.type
         if wanted is None or fits(given, wanted) or given == wanted:
             return
-        if self.map is not None and self.map.collect_field == name and wanted.item is not None:
+        if wanted.item is not None and any(found.collect_field == name for found in self.maps):
             if not fits(given, wanted.item):
                 text = f"{given} for an item of {name}, which is {wanted} in the state"
                 self.subject.problems.add(tree, text)

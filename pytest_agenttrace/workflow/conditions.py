@@ -9,7 +9,8 @@ A grammar of their own, never Python's eval:
     value:       "(" or ")" | name | "{" name "}" | number | 'text' | "text" | true | false | null | "[" values "]"
 
 A name is a field of the state, `state.profile.age` or `profile.age`. Types are exact: text is never equal to a number,
-a bool to no int; comparing what cannot be compared is an error that names the field, never false.
+a bool to no int, in lists and dicts too; comparing what cannot be compared is an error that names the field, never
+false.
 """
 
 from __future__ import annotations
@@ -205,8 +206,20 @@ def _compared(part: Comparison, left: object, operator: Operator, right: object)
 def _equal(part: Comparison, left: object, right: object) -> bool:
     if not comparable(kind_of(left), kind_of(right), ordered=False):
         raise _NoAnswer(_unlike(part, left, right))
+    return _same(left, right)
+
+
+def _same(left: object, right: object) -> bool:
+    """Whether two values are one, and all that they hold: Python's `==` has `[true] == [1]`."""
+    if not comparable(kind_of(left), kind_of(right), ordered=False):
+        return False
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
-        return list(left) == list(right)
+        return len(left) == len(right) and all(map(_same, left, right))
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        keys = {key: key for key in right}
+        return len(left) == len(right) and all(
+            key in keys and _same(key, keys[key]) and _same(value, right[key]) for key, value in left.items()
+        )
     return left == right
 
 
@@ -215,9 +228,10 @@ def _contains(part: Comparison, left: object, right: object) -> bool:
         if isinstance(left, str):
             return left in right
     elif isinstance(right, list | tuple):
-        return any(comparable(kind_of(left), kind_of(item), ordered=False) and left == item for item in right)
-    elif isinstance(right, Mapping):
-        return left in right
+        return any(_same(left, item) for item in right)
+    elif isinstance(right, Mapping) and not isinstance(left, list | tuple | Mapping):
+        # Keys one by one: a list cannot be looked up in a dict, and 1 would find true.
+        return any(_same(left, key) for key in right)
     raise _NoAnswer(_unlike(part, left, right))
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["SIDE_BY_SIDE", "graph_of", "steps_of"]
 
 INDEX = ITEM_NAMES[1]
+# Where an item says which field takes its result: several maps may run one node.
+_COLLECT = "_parallel_collect"
 
 # How many nodes run at the same time, at most: branches, and items of a map.
 SIDE_BY_SIDE = 10
@@ -158,7 +160,6 @@ class _Work:
         self.models = models
         self.execution = config.config.execution
         self.loop = next((edge.loop for edge in config.edges_from(node.id) if edge.loop is not None), None)
-        self.map = next((edge.parallel for edge in config.edges if _runs(edge, node.id)), None)
 
     def run(self, state: Mapping[str, Any], config: RunnableConfig) -> dict[str, Any]:
         question = self.question(state)
@@ -200,8 +201,8 @@ class _Work:
     def changes(self, state: Mapping[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
         """What the graph is to change: the outputs, or in a map the item's result; and how often a loop has run."""
         names = channels(self.config)
-        if self.map is not None and item_of(state):
-            return {names[self.map.collect_field]: self.collected(self.map, outputs, state[INDEX])}
+        if item_of(state):
+            return {names[state[_COLLECT]]: self.collected(state[_COLLECT], outputs, state[INDEX])}
         found = {names[name]: self.written(name, value) for name, value in outputs.items()}
         if self.loop is not None:
             found[_counter(self.node.id)] = self.counted(self.loop, state, outputs)
@@ -211,12 +212,12 @@ class _Work:
         replaces = gathers(self.config, name) and not self.config.state.fields[name].appends
         return Anew(value) if replaces else value
 
-    def collected(self, of: Parallel, outputs: dict[str, Any], index: int) -> list[Any]:
+    def collected(self, name: str, outputs: dict[str, Any], index: int) -> list[Any]:
         """An item's part of the list: the field's own output, the only output, or all of them as a dict."""
-        field = self.config.state.fields[of.collect_field]
+        field = self.config.state.fields[name]
         found: list[Any] = [next(iter(outputs.values())) if len(outputs) == 1 else outputs]
-        if of.collect_field in outputs and fits(_output_type(self.node, of.collect_field), field.type):
-            found = outputs[of.collect_field]
+        if name in outputs and fits(_output_type(self.node, name), field.type):
+            found = outputs[name]
         # LangGraph takes what the items wrote in their order: where the list is replaced, the first one does that.
         return Anew(found) if index == 0 and not field.appends else found
 
@@ -232,10 +233,6 @@ def _attempt() -> int:
 
     info = get_runtime().execution_info
     return info.node_attempt if info is not None else 1
-
-
-def _runs(edge: Edge, node: str) -> bool:
-    return edge.parallel is not None and edge.parallel.target_node == node
 
 
 def _output_type(node: Node, name: str) -> Type:
@@ -315,7 +312,8 @@ def _map(config: WorkflowConfig, edge: Edge, of: Parallel) -> Callable[[Mapping[
             raise WorkflowError(text, edge.place, _node(edge))
         if not items:
             return _onwards(config, of, state)
-        return [Send(of.target_node, {**state, ITEM: item, INDEX: at}) for at, item in enumerate(items)]
+        sent = {**state, _COLLECT: of.collect_field}
+        return [Send(of.target_node, {**sent, ITEM: item, INDEX: at}) for at, item in enumerate(items)]
 
     return parallel
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from pytest_agenttrace.workflow.models import Node
-from pytest_agenttrace.workflow.types import Member, Type, mismatches
+from pytest_agenttrace.workflow.types import Member, Type, kind_of, mismatches
 from pytest_agenttrace.workflow.values import whole
 
 __all__ = ["Misfit", "answer_schema", "plain_text", "read_answer", "read_text"]
@@ -71,17 +71,23 @@ def _schema(wanted: Type) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": True if wanted.value is None else _schema(wanted.value)}
 
 
-def read_text(node: Node, text: str, ending: str = "") -> dict[str, Any]:
-    """The outputs of a reply that is text. `ending` is why the model stopped, for the message. Raises `Misfit`."""
+def read_text(node: Node, text: str, ending: str = "", cut: str = "") -> dict[str, Any]:
+    """The outputs of a reply that is text. `ending` is why the model stopped, for the message; `cut` says that the text
+    is not whole, which JSON but a number shows by itself. Raises `Misfit`."""
     if not text.strip():
         raise Misfit(f"the reply is empty{ending}")
     if plain_text(node):
+        if cut:
+            raise Misfit(f"{cut}: {_cut(text)}")
         return {node.outputs[0]: text}
     inner = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", text, re.DOTALL)
     try:
         found = json.loads(inner.group(1) if inner else text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise Misfit(f"the reply is no JSON{ending}: {error}: {_cut(text)}") from error
+    if cut and isinstance(found, int | float) and not isinstance(found, bool):
+        # A number alone reads well wherever it is cut.
+        raise Misfit(f"{cut}: {_cut(text)}")
     return read_answer(node, found)
 
 
@@ -93,7 +99,7 @@ def read_answer(node: Node, answer: Any) -> dict[str, Any]:
     """The outputs of an answer that is data, each of its type. Raises `Misfit`."""
     members = _members(node)
     wanted = Type("object", members=members)
-    found = _keyed(answer, wanted)
+    found = _keyed(_named(node, answer, wanted), wanted)
     wrong = [
         f"{each.path.removeprefix('.')}: {each.text}" if each.keys else each.text for each in _wrong(found, wanted)
     ]
@@ -102,6 +108,20 @@ def read_answer(node: Node, answer: Any) -> dict[str, Any]:
         raise Misfit(f"the reply does not fit the schema: {'; '.join(wrong[:_NAMED])}{more}")
     complete: dict[str, Any] = whole(found, wanted)
     return {name: complete[name] for name in node.outputs}
+
+
+def _named(node: Node, answer: Any, wanted: Type) -> Any:
+    """The answer as the object that was asked for; a model asked for one value may give that value alone."""
+    kind, name = node.output_schema.type, node.outputs[0]
+    if kind.name == "object" or not _wrong(_keyed(answer, wanted), wanted):
+        return answer
+    if not isinstance(answer, dict) and kind_of(answer) == kind.name:
+        # Told as what it is, whatever is wrong in it.
+        return {name: answer}
+    if isinstance(answer, dict) and kind.value is None and answer.keys() == {name}:
+        # A dict of anything would take the object that was asked for too, whatever is wrong in that.
+        return answer
+    return answer if _wrong(_keyed(answer, kind), kind) else {name: answer}
 
 
 def _wrong(found: Any, wanted: Type) -> list[Any]:

@@ -120,18 +120,30 @@ def _unquoted(field: Field, text: str, error: str) -> str:
     return f"; a text is written in quotes: '{name}'" if bare and "did you mean" not in error else ""
 
 
+def _type(expression: Expression, fields: Fields) -> Type | None:
+    """The type of a field in a condition; None where only a run knows."""
+    if not isinstance(expression, Field):
+        return None
+    try:
+        found = fields.type_of(expression.path)
+    except UnknownName:
+        # Told already.
+        return None
+    return None if found is None or found.name == UNREAD else found
+
+
 def _kind(expression: Expression, fields: Fields) -> str | None:
     """What a part of a condition is; None where only a run knows."""
     if isinstance(expression, Constant):
         return kind_of(expression.value)
     if not isinstance(expression, Field):
         return "bool"
-    try:
-        found = fields.type_of(expression.path)
-    except UnknownName:
-        # Told already.
-        return None
-    return None if found is None or found.name == UNREAD else {"object": "dict"}.get(found.name, found.name)
+    found = _type(expression, fields)
+    return None if found is None else _kind_of(found)
+
+
+def _kind_of(found: Type) -> str:
+    return {"object": "dict"}.get(found.name, found.name)
 
 
 def _never(found: Comparison, fields: Fields) -> str | None:
@@ -139,17 +151,60 @@ def _never(found: Comparison, fields: Fields) -> str | None:
     if left is None or right is None:
         return None
     if found.operator in ("in", "not in"):
-        if right not in ("list", "str", "dict"):
-            return f"{_said(found.right, right)}: {found.operator!r} looks into a list, a text or a dict"
-        if right == "str" and left != "str":
-            return f"{_said(found.left, left)}, and is in no text"
-        return None
+        return _never_in(found, left, right, fields)
     if comparable(left, right, ordered=found.operator not in ("==", "!=")):
+        return _never_one(found, fields)
+    near = _meant(found.right.value, left) if isinstance(found.right, Constant) else ""
+    return f"{_apart(_said(found.left, left), found)} {_value(found.right, right)}{near}"
+
+
+def _apart(said: str, found: Comparison) -> str:
+    return f"{said}, and cannot be compared by {found.operator} with"
+
+
+def _never_in(found: Comparison, left: str, right: str, fields: Fields) -> str | None:
+    if right not in ("list", "str", "dict"):
+        return f"{_said(found.right, right)}: {found.operator!r} looks into a list, a text or a dict"
+    if right == "str":
+        return None if left == "str" else f"{_said(found.left, left)}, and is in no text"
+    if right == "dict" and left in ("list", "dict"):
+        return f"{_said(found.left, left)}, and is no key of a dict"
+    said = _apart(_said(found.left, left), found)
+    for value in _listed_in(found.right):
+        if not comparable(left, kind_of(value), ordered=False):
+            return f"{said} {kind_of(value)} {shown(value)} of the list{_meant(value, left)}"
+    what, kind = _held(found.right, fields)
+    if kind is None or comparable(left, kind, ordered=False):
         return None
-    near = _meant(found, left, right)
-    return (
-        f"{_said(found.left, left)}, and cannot be compared by {found.operator} with {_value(found.right, right)}{near}"
-    )
+    near = _meant(found.left.value, kind) if isinstance(found.left, Constant) else ""
+    return f"{said} {what}, which are {kind}{near}"
+
+
+def _never_one(found: Comparison, fields: Fields) -> str | None:
+    """Why a field's list and one that is written never hold the same."""
+    for one, other in ((found.left, found.right), (found.right, found.left)):
+        what, kind = _held(one, fields)
+        for value in _listed_in(other):
+            if kind is not None and not comparable(kind, kind_of(value), ordered=False):
+                return f"{_apart(f'{what} are {kind}', found)} {kind_of(value)} {shown(value)}{_meant(value, kind)}"
+    return None
+
+
+def _listed_in(expression: Expression) -> tuple[object, ...]:
+    found = expression.value if isinstance(expression, Constant) else None
+    return found if isinstance(found, tuple) else ()
+
+
+def _held(expression: Expression, fields: Fields) -> tuple[str, str | None]:
+    """What a field's list or dict is looked through for, and of what kind that is; None where it may be anything."""
+    found = _type(expression, fields)
+    if found is None:
+        return "", None
+    if found.item is not None:
+        return f"the items of {expression}", None if found.item.name == UNREAD else _kind_of(found.item)
+    if found.members is not None:
+        return f"the members of {expression}", "str"
+    return f"the keys of {expression}", None if found.key is None else found.key.name
 
 
 def _said(expression: Expression, kind: str) -> str:
@@ -162,15 +217,16 @@ def _value(expression: Expression, kind: str) -> str:
     return f"{expression}, which is {kind}" if isinstance(expression, Field) else kind
 
 
-def _meant(found: Comparison, left: str, right: str) -> str:
-    """The constant of the other side's type."""
-    if not isinstance(found.right, Constant) or isinstance(found.right.value, tuple):
-        return ""
-    value = found.right.value
-    if left == "str" and right in ("int", "float", "bool"):
+def _meant(value: object, kind: str) -> str:
+    """A written value as one of the kind that it is compared with."""
+    if kind == "str" and isinstance(value, int | float):
         return f"; did you mean '{shown(value)}'?"
-    if left in ("int", "float") and isinstance(value, str) and value.strip().lstrip("-").replace(".", "", 1).isdigit():
-        return f"; did you mean {value.strip()}?"
-    if left == "bool" and str(value).lower() in ("true", "false", "1", "0"):
+    if kind in ("int", "float") and isinstance(value, str):
+        return f"; did you mean {value.strip()}?" if _number(value) else ""
+    if kind == "bool" and str(value).lower() in ("true", "false", "1", "0"):
         return f"; did you mean {'true' if str(value).lower() in ('true', '1') else 'false'}?"
     return ""
+
+
+def _number(text: str) -> bool:
+    return text.strip().removeprefix("-").replace(".", "", 1).isdecimal()

@@ -33,6 +33,7 @@ def _check_pair(subject: Subject, ways: Ways, joins: Joins, first: Node, second:
         text = f"{first.id} writes {name} in the same step: of nodes side by side one writes a field"
         more = ", or both append to a list" if config.state.fields[name].type.name != "list" else " that is replaced"
         subject.problems.add(part(subject.tree, "nodes", at, "outputs", number), text + more)
+    _check_lists(subject, first, second)
     if {first.id, second.id} <= joins.waits:
         one, other = (first, second) if ways.leads(first.id, second.id) else (second, first)
         if ways.leads(one.id, other.id):
@@ -41,6 +42,17 @@ def _check_pair(subject: Subject, ways: Ways, joins: Joins, first: Node, second:
                 f"still to come: lead the branches to {one.id} by `to` alone, not by routes, a loop or a map"
             )
             subject.problems.add(part(subject.tree, "nodes", config.nodes.index(other)), text)
+
+
+def _check_lists(subject: Subject, first: Node, second: Node) -> None:
+    """Maps that are begun side by side and run one node: it would replace one list twice."""
+    config = subject.config
+    one = {edge.parallel.collect_field for edge in config.edges_from(first.id) if edge.parallel is not None}
+    for number, edge in enumerate(config.edges):
+        name = edge.parallel.collect_field if edge.parallel is not None and edge.source == second.id else ""
+        if name in one and not config.state.fields[name].appends:
+            text = f"the map of {first.id} writes {name} in the same step, a list that is replaced"
+            subject.problems.add(part(subject.tree, "edges", number, "parallel", "collect_field"), text)
 
 
 def _written(config: WorkflowConfig, node: Node) -> set[str]:
@@ -53,7 +65,8 @@ def _written(config: WorkflowConfig, node: Node) -> set[str]:
 def _check_maps(subject: Subject) -> None:
     """What the node of a map cannot do, since it runs once for each item."""
     config = subject.config
-    for found in {edge.parallel.target_node: edge.parallel for edge in config.edges if edge.parallel}.values():
+    maps = [edge.parallel for edge in config.edges if edge.parallel is not None]
+    for found in {(found.target_node, found.collect_field): found for found in maps}.values():
         node = config.node(found.target_node)
         at = config.nodes.index(node)
         lost = [name for name in node.outputs if name != found.collect_field]

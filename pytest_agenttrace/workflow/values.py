@@ -31,8 +31,10 @@ def gathers(config: WorkflowConfig, name: str) -> bool:
     return config.state.fields[name].appends or name in {found.collect_field for found in maps}
 
 
-def gathered(before: list[Any] | None, new: list[Any] | None) -> list[Any]:
-    """What a field holds once a list is added to it, or put in its place."""
+def gathered(before: list[Any] | None, new: list[Any] | None) -> list[Any] | None:
+    """What a field holds once a list is added to it, or put in its place, as null is too."""
+    if new is None:
+        return None
     return [*new] if isinstance(new, Anew) else [*(before or ()), *(new or ())]
 
 

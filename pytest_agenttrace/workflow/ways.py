@@ -10,13 +10,13 @@ from pytest_agenttrace.workflow.reading import did_you_mean
 from pytest_agenttrace.workflow.references import Subject, check_condition, maybe
 from pytest_agenttrace.workflow.types import Type, fits, shown
 
-__all__ = ["check_ways", "parallel_targets"]
+__all__ = ["check_ways", "maps_of"]
 
 
-def parallel_targets(subject: Subject) -> dict[str, Parallel]:
-    """The nodes that parallel maps run, by their ids."""
+def maps_of(subject: Subject, node: str | None) -> tuple[Parallel, ...]:
+    """The parallel maps that run a node."""
     maps = [edge.parallel for edge in subject.config.edges if edge is not None and edge.parallel is not None]
-    return {found.target_node: found for found in maps if found.target_node is not None}
+    return tuple(found for found in maps if node is not None and found.target_node == node)
 
 
 def check_ways(subject: Subject) -> None:
