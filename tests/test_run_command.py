@@ -226,7 +226,7 @@ def test_a_request_that_was_not_recorded_fails_the_run_and_says_what_differs(fol
         "  POST gemini-2.5-flash:generateContent\n"
         "  nearest recorded: call 1, differs at contents[0].parts[0].text:\n"
         "    askedquokka what [-sails-]{+kites+} is\n"
-        "  To record again: agenttrace run w.yaml --record c.yaml\n"
+        "  To record again: agenttrace run w.yaml -i topic=kites --record c.yaml\n"
     )
     assert sorted(rows(folder / "mlflow.db", "SELECT status FROM runs")) == [("FINISHED",), ("KILLED",)]
 
@@ -249,7 +249,7 @@ def test_a_cassette_that_is_none_is_said_before_anything_runs(folder: Path) -> N
     done = ran("w.yaml", "-i", "topic=sails", "--replay", "none.yaml")
     assert (done.exit_code, done.stderr) == (
         2,
-        "none.yaml: no such cassette\n  agenttrace run w.yaml --record none.yaml\n",
+        "none.yaml: no such cassette\n  agenttrace run w.yaml -i topic=sails --record none.yaml\n",
     )
     assert rows(folder / "mlflow.db", "SELECT count(*) FROM runs") == [(0,)]
 

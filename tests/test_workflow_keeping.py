@@ -85,6 +85,14 @@ def test_a_short_prompt_is_taken_out_where_it_stands_alone() -> None:
     assert json.loads(found[1]["attributes"]["mlflow.spanOutputs"]) == [REMOVED, "this"]
 
 
+def test_a_prompt_that_is_called_like_a_node_or_a_model_hides_neither() -> None:
+    asked = model({"role": "user", "content": "write"}, mlflow__llm__model="write")
+    (found,) = without_prompts(asked)
+    metadata = json.loads(found["attributes"]["metadata"])
+    assert metadata == {"langgraph_node": "write", "langgraph_checkpoint_ns": "write:1f|inner:2"}
+    assert json.loads(found["attributes"]["mlflow.llm.model"]) == "write"
+
+
 def test_a_node_may_keep_its_own() -> None:
     other = "Another prompt, of another node."
     spans = [model({"role": "user", "content": LONG}), model({"role": "user", "content": other}, node="read")]

@@ -779,7 +779,9 @@ def test_a_deleted_experiment_is_said_to_be(folder: Path, model: GeminiServer) -
 
 
 def test_a_driver_that_is_missing_is_named(folder: Path, model: GeminiServer) -> None:
-    done = ran(model, 'enabled: true, tracking_uri: "postgresql+psycopg2://u:secret@localhost/m"')
+    with closing(socket.create_server(("127.0.0.1", 0))) as there:
+        uri = f"postgresql+psycopg2://u:secret@127.0.0.1:{there.getsockname()[1]}/m"
+        done = ran(model, f'enabled: true, tracking_uri: "{uri}"')
     assert done.state is not None
     (problem,) = done.observer.problems
     assert "secret" not in problem

