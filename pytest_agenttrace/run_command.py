@@ -334,8 +334,10 @@ def _prices() -> Pricer | None:
 
 
 def _say(text: str) -> None:
-    for line in text.split("\n"):
-        click.echo(printable(line), err=True)
+    # A screen that is closed or full loses what is said, and not what was paid for.
+    with suppress(OSError, ValueError):
+        for line in text.split("\n"):
+            click.echo(printable(line), err=True)
 
 
 def _takes_unicode() -> bool:

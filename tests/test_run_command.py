@@ -438,6 +438,14 @@ def test_a_run_that_has_ended_is_written_whoever_stops_it(
     assert rows(folder / "mlflow.db", "SELECT status FROM runs") == [("FINISHED",)]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_screen_that_takes_nothing_loses_no_result(folder: Path, model: GeminiServer) -> None:
+    command = [sys.executable, "-m", "pytest_agenttrace.cli", "run", "w.yaml", "-i", "topic=sails"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, cwd=folder, check=False)
+    assert done.stdout == RESULT
+
+
 @pytest.mark.parametrize(
     "value", ["[" * 100_000, "[NaN]", "[1e999]", "[-Infinity]"], ids=["deep", "nan", "inf", "-inf"]
 )
