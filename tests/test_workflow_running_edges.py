@@ -450,3 +450,17 @@ def test_routes_in_a_circle_are_given_up(run: Run) -> None:
 
     assert str(caught.value) == "f.yaml: after 50 steps it is at no end: its routes lead in a circle"
     assert len(server.requests) == 50
+
+
+def test_an_item_is_sent_with_what_its_node_reads_and_no_more() -> None:
+    """Every span of an item has all that it is sent: with the whole list in each, a store grows by its square."""
+    fields = {"topic": "str", "unread": "str", "items": "list[str]", "found": "list[str]"}
+    nodes = [node("each", "{state.topic}: {_parallel_item}", "found: str")]
+    found = workflow(fields, nodes, EACH)
+    given = {"topic": "t", "unread": "u", "items": ["a", "b"]}
+    with served(lambda asked: Reply(asked.prompt)):
+        events: list[Any] = list(found.graph.stream(given, stream_mode="debug"))
+    inputs = [
+        event["payload"]["input"] for event in events if event["type"] == "task" and event["payload"]["name"] == "each"
+    ]
+    assert [{key for key in sent if key in fields} for sent in inputs] == [{"topic"}, {"topic"}]

@@ -15,7 +15,7 @@ from pytest_agenttrace.workflow.providers import Models
 from pytest_agenttrace.workflow.timing import Stopped, TimeIsUp, awaited_within, within
 from pytest_agenttrace.workflow.tools import resolved_tools
 from pytest_agenttrace.workflow.types import Type, fits
-from pytest_agenttrace.workflow.values import Anew, channels, gathered, gathers, item_of, rendered, seen
+from pytest_agenttrace.workflow.values import Anew, channels, fields_read, gathered, gathers, item_of, rendered, seen
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -305,6 +305,9 @@ def _map(config: WorkflowConfig, edge: Edge, of: Parallel) -> Callable[[Mapping[
     """The node once for each item; with no items, on to where the node leads."""
     from langgraph.types import Send
 
+    names = channels(config)
+    read = [names[field] for field in fields_read(config.node(of.target_node)) if field in names]
+
     def parallel(state: Mapping[str, Any]) -> list[Any]:
         items = seen(config, state)[of.items_field]
         if items is None:
@@ -312,7 +315,8 @@ def _map(config: WorkflowConfig, edge: Edge, of: Parallel) -> Callable[[Mapping[
             raise WorkflowError(text, edge.place, _node(edge))
         if not items:
             return _onwards(config, of, state)
-        sent = {**state, _COLLECT: of.collect_field}
+        # What the node reads, and no more: each item's span has all of it.
+        sent = {name: state[name] for name in read if name in state} | {_COLLECT: of.collect_field}
         return [Send(of.target_node, {**sent, ITEM: item, INDEX: at}) for at, item in enumerate(items)]
 
     return parallel

@@ -12,7 +12,18 @@ from pytest_agenttrace.workflow.placeholders import ITEM_NAMES, Template
 from pytest_agenttrace.workflow.reading import did_you_mean
 from pytest_agenttrace.workflow.types import Type, kind_of, mismatches
 
-__all__ = ["Anew", "channels", "checked_inputs", "gathered", "gathers", "item_of", "rendered", "seen", "whole"]
+__all__ = [
+    "Anew",
+    "channels",
+    "checked_inputs",
+    "fields_read",
+    "gathered",
+    "gathers",
+    "item_of",
+    "rendered",
+    "seen",
+    "whole",
+]
 
 
 def channels(config: WorkflowConfig) -> dict[str, str]:
@@ -86,6 +97,12 @@ def rendered(node: Node, values: Mapping[str, Any], item: Mapping[str, Any]) -> 
     own = {name: _input(template, state) for name, template in node.inputs.items()}
     # An input may be called as a field is: {state.x} is always the field.
     return node.prompt.render({**state, **own, "state": state})
+
+
+def fields_read(node: Node) -> list[str]:
+    """The fields of the state that a node's prompt and inputs name, and names of its own inputs beside them."""
+    paths = [found.path for template in (node.prompt, *node.inputs.values()) for found in template.placeholders]
+    return list(dict.fromkeys(path[1] if path[0] == "state" and len(path) > 1 else path[0] for path in paths))
 
 
 def _input(template: Template, state: Mapping[str, Any]) -> Any:
