@@ -7,6 +7,7 @@ variable. A reply is read as its client reads it.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import threading
@@ -35,25 +36,33 @@ class Tap:
 
     def __init__(self) -> None:
         self._calls: dict[int, Call] = {}
+        self._asked: dict[int, _Exchange] = {}
         self._count = 0
         self._lock = threading.Lock()
 
     @property
     def calls(self) -> tuple[Call, ...]:
-        """Every exchange with the Gemini API that has ended, those that failed included."""
+        """Every exchange with the Gemini API, those that failed included; one that is under way has no reply yet."""
         with self._lock:
-            return tuple(self._calls[index] for index in sorted(self._calls))
+            ended, asked = dict(self._calls), dict(self._asked)
+        return tuple(ended[index] if index in ended else exchange.call(None) for index, exchange in asked.items())
 
     def begin(self, endpoint: Endpoint) -> _Exchange:
         """A call that is being asked."""
         with self._lock:
             self._count += 1
-            return _Exchange(self, self._count, endpoint, caller_in_context())
+            self._asked[self._count] = _Exchange(self, self._count, endpoint, caller_in_context())
+            return self._asked[self._count]
 
     def end(self, call: Call) -> None:
         """A call that was answered, or was not."""
         with self._lock:
             self._calls[call.index] = call
+
+    def forget(self, index: int) -> None:
+        """A call that was never asked."""
+        with self._lock:
+            self._asked.pop(index, None)
 
 
 class _Exchange:
@@ -77,21 +86,26 @@ class _Exchange:
         self._pieces.append(data)
 
     def end(self) -> None:
-        body = decode_body(b"".join(self._pieces))
+        self._tap.end(self.call(self._status))
+
+    def refused(self) -> None:
+        self._tap.forget(self._index)
+
+    def call(self, status: int | None) -> Call:
+        """What was asked, and what came of it; no status: no reply, or none that has ended."""
+        body = decode_body(b"".join(self._pieces if status is not None else ()))
         date = None
         with suppress(TypeError, ValueError):
             date = parsedate_to_datetime(self._headers.get("date")).astimezone(UTC)
-        self._tap.end(
-            read_call(
-                self._index,
-                self._caller,
-                self._endpoint,
-                self._status,
-                body,
-                recorded_at=date or (datetime.now(UTC) if self._status is not None else None),
-                duration=time.time() - self._at,
-                at=self._at,
-            )
+        return read_call(
+            self._index,
+            self._caller,
+            self._endpoint,
+            status,
+            body,
+            recorded_at=date or (datetime.now(UTC) if status is not None else None),
+            duration=time.time() - self._at,
+            at=self._at,
         )
 
 
@@ -287,6 +301,8 @@ class _Content:
 
 
 def _failed(exchange: _Exchange, error: BaseException) -> None:
-    # What replay refuses was never asked.
-    if isinstance(error, Exception):
+    # What replay refuses was never asked; what is given up was.
+    if isinstance(error, Exception | asyncio.CancelledError | KeyboardInterrupt):
         exchange.end()
+    else:
+        exchange.refused()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 
-from pytest_agenttrace.gemini_server import ErrorReply, GeminiServer, Reply
+from pytest_agenttrace.gemini_server import ErrorReply, GeminiServer, Reply, ScriptedRequest
 from pytest_agenttrace.wiretap import Tap, tapped
 
 USAGE = {"promptTokenCount": 12, "candidatesTokenCount": 5}
@@ -58,7 +62,7 @@ def test_a_stream_is_read_as_its_client_reads_it(server: GeminiServer) -> None:
     with tapped(tap):
         pieces = made.models.generate_content_stream(model=MODEL, contents="words")
         first = next(pieces)
-        assert told(tap) == []
+        assert told(tap) == [(1, MODEL, "streamGenerateContent", None, None)]
         rest = list(pieces)
 
     assert [first.text, *(piece.text for piece in rest)] == ["one ", "two ", "three"]
@@ -139,6 +143,39 @@ def test_an_async_stream_of_httpx_is_read(server: GeminiServer) -> None:
     with tapped(tap):
         assert "three" in asyncio.run(ask())
     assert told(tap) == [(1, MODEL, "streamGenerateContent", 200, 17)]
+
+
+def test_what_is_given_up_or_under_way_was_asked() -> None:
+    go_on, begun = threading.Event(), threading.Event()
+
+    def slow(request: ScriptedRequest) -> Reply:
+        begun.set()
+        go_on.wait(60)
+        return Reply("late")
+
+    async def given_up(url: str) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5), httpx.AsyncClient() as asking:
+                await asking.post(f"{url}/v1beta/models/{MODEL}:generateContent", json={"contents": []})
+
+    tap = Tap()
+    with GeminiServer(slow) as server, tapped(tap):
+        asyncio.run(given_up(server.url))
+        assert told(tap) == [(1, MODEL, "generateContent", None, None)]
+        go_on.set()
+    go_on.clear()
+    begun.clear()
+    tap = Tap()
+    with GeminiServer(slow) as server, tapped(tap):
+        made = client(server)
+        ask = functools.partial(made.models.generate_content, model=MODEL, contents="x")
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(ask,))
+        thread.start()
+        assert begun.wait(60)
+        assert told(tap) == [(1, MODEL, "generateContent", None, None)]
+        go_on.set()
+        thread.join(60)
+        assert [status for _, _, _, status, _ in told(tap)] == [200]
 
 
 def test_calls_that_fail_are_told(server: GeminiServer) -> None:
