@@ -206,9 +206,10 @@ def check_options(config: pytest.Config) -> None:
 def _check_rootdir(config: pytest.Config, option: str, value: str | None) -> None:
     """pytest looks for its rootdir before it knows a plugin's options: what follows one after a space, and exists, is a
     place of tests to it. Raises `OptionError` where another project's configuration, or none, is read for that."""
+    if not value or config.option.rootdir or config.option.inifilename:
+        return
     given = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *config.invocation_params.args]
-    told = config.option.rootdir or config.option.inifilename
-    if not value or told or (option, value) not in pairwise(map(str, given)):
+    if (option, value) not in pairwise(map(str, given)):
         return
     here = config.invocation_params.dir
     path = here / value

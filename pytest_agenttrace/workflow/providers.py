@@ -41,7 +41,8 @@ class Models:
     """
 
     def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+        # The node's own limit ends first, so that the error is always that one's.
+        self.timeout = timeout + 1
         self._lock = threading.Lock()
         self._outside: dict[Any, BaseChatModel] = {}
         self._inside: WeakKeyDictionary[Any, dict[Any, BaseChatModel]] = WeakKeyDictionary()
