@@ -471,6 +471,8 @@ def test_the_readme_shows_what_is_said(folder: Path) -> None:
     """The run of examples/article_writer: all but its id, MLflow's version and the folder is as it is shown."""
     from tests.shown import README, ROOT
 
+    if tuple(map(int, version("langchain-google-genai").split(".")[:2])) < (4, 1):
+        pytest.skip("the cassette is of a newer client, which asks for the same in other words")
     example = Path("examples", "article_writer")
     (folder / example).mkdir(parents=True)
     for name in ("article_writer.yaml", "article.yaml"):
