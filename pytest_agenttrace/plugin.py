@@ -32,7 +32,6 @@ from pytest_agenttrace.options import (
     ledger_of,
     max_age_of,
     mode_of,
-    only_looked_at,
     prices_of,
     wants_gate,
 )
@@ -102,7 +101,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUNS] = Runs()
     config.pluginmanager.register(config.stash[RUNS], "agenttrace-runs")
     if not hasattr(config, "workerinput"):
-        if config.stash[WANTED].facts and not only_looked_at(config):
+        if config.stash[WANTED].facts:
             bookkeeper = Bookkeeper(config.stash[SESSION], config.rootpath, ledger_of(config))
             config.pluginmanager.register(bookkeeper, "agenttrace-ledger")
             if wants_gate(config):

@@ -189,13 +189,7 @@ def _sync_send(module: Any, original: Any) -> Any:
         except BaseException as error:
             _failed(exchange, error)
             raise
-        exchange.answered(response.status_code, response.headers)
-        if response.is_closed:
-            exchange.piece(response.content)
-            exchange.end()
-        else:
-            response.stream = Read(response.stream, exchange)
-        return response
+        return _answered(response, exchange, Read)
 
     return send
 
@@ -225,15 +219,20 @@ def _async_send(module: Any, original: Any) -> Any:
         except BaseException as error:
             _failed(exchange, error)
             raise
-        exchange.answered(response.status_code, response.headers)
-        if response.is_closed:
-            exchange.piece(response.content)
-            exchange.end()
-        else:
-            response.stream = Read(response.stream, exchange)
-        return response
+        return _answered(response, exchange, Read)
 
     return send
+
+
+def _answered(response: Any, exchange: _Exchange, read: Any) -> Any:
+    """A reply of httpx's: heard now where it is whole, else as its stream is read."""
+    exchange.answered(response.status_code, response.headers)
+    if response.is_closed:
+        exchange.piece(response.content)
+        exchange.end()
+    else:
+        response.stream = read(response.stream, exchange)
+    return response
 
 
 def _aiohttp_request(original: Any) -> Any:

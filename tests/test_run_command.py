@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -309,6 +309,36 @@ def test_without_mlflow_a_workflow_is_run_and_it_is_said(folder: Path) -> None:
     assert (strict.returncode, strict.stdout) == (1, "")
 
 
+def stopped(
+    folder: Path,
+    server: GeminiServer,
+    stop: signal.Signals,
+    asked: Callable[[], bool],
+    go_on: threading.Event,
+    *arguments: str,
+) -> tuple[int, str, str]:
+    """A process of the command that is sent a signal once it has `asked`; its exit code, and what it has said."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest_agenttrace.cli", "run", "w.yaml", "-i", "topic=sails", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "GOOGLE_GEMINI_BASE_URL": server.url, "GOOGLE_API_KEY": "nobodys"},
+        cwd=folder,
+        # A suite in the background hands on that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        assert asked(), "nothing was asked"
+        process.send_signal(stop)
+        out, err = process.communicate(timeout=120)
+    finally:
+        go_on.set()
+        process.kill()
+        process.wait()
+    return process.returncode, out, err
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(
     ("stop", "recording"),
@@ -329,27 +359,9 @@ def test_being_stopped_ends_trace_and_run_and_leaves_nothing_half_written(
 
     more = ["--record", "c.yaml"] if recording else []
     with GeminiServer(answer) as server:
-        environment = {**os.environ, "GOOGLE_GEMINI_BASE_URL": server.url, "GOOGLE_API_KEY": "nobodys"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pytest_agenttrace.cli", "run", "w.yaml", "-i", "topic=sails", *more],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=folder,
-            # A suite in the background hands on that SIGINT is ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        try:
-            assert asked.wait(120), "the second node has not asked"
-            process.send_signal(stop)
-            out, err = process.communicate(timeout=120)
-        finally:
-            go_on.set()
-            process.kill()
-            process.wait()
+        ended, out, err = stopped(folder, server, stop, lambda: asked.wait(120), go_on, *more)
     code, word = (130, "interrupted") if stop == signal.SIGINT else (143, "terminated")
-    assert (process.returncode, out) == (code, ""), err
+    assert (ended, out) == (code, ""), err
     assert err.endswith(f"{word}\n")
     assert rows(folder / "mlflow.db", "SELECT status, end_time IS NOT NULL FROM runs") == [("KILLED", 1)]
     assert rows(folder / "mlflow.db", "SELECT status FROM trace_info") == [("ERROR",)]
@@ -395,25 +407,8 @@ def test_being_stopped_waits_for_no_node(folder: Path, stop: signal.Signals, cod
         return NOTES
 
     with GeminiServer(answer) as server:
-        environment = {**os.environ, "GOOGLE_GEMINI_BASE_URL": server.url, "GOOGLE_API_KEY": "nobodys"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pytest_agenttrace.cli", "run", "w.yaml", "-i", "topic=sails"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=folder,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        try:
-            asked.wait(120)
-            process.send_signal(stop)
-            out, err = process.communicate(timeout=120)
-        finally:
-            go_on.set()
-            process.kill()
-            process.wait()
-    assert (process.returncode, out) == (code, ""), err
+        ended, out, err = stopped(folder, server, stop, lambda: asked.wait(120) >= 0, go_on)
+    assert (ended, out) == (code, ""), err
     assert rows(folder / "mlflow.db", "SELECT status, end_time IS NOT NULL FROM runs") == [("KILLED", 1)]
 
 
@@ -424,11 +419,11 @@ def test_a_run_that_has_ended_is_written_whoever_stops_it(
 ) -> None:
     close = Observer.close
 
-    def stopped(self: Observer, error: BaseException | None) -> None:
+    def stopped_meanwhile(self: Observer, error: BaseException | None) -> None:
         os.kill(os.getpid(), stop)
         close(self, error)
 
-    monkeypatch.setattr(Observer, "close", stopped)
+    monkeypatch.setattr(Observer, "close", stopped_meanwhile)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         done = ran("w.yaml", "-i", "topic=sails")

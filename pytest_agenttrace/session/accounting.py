@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_agenttrace.collect import BUDGETS, LIMITS
-from pytest_agenttrace.options import ledger_of, run_limits_of, wants_gate
+from pytest_agenttrace.options import ledger_of, only_looked_at, run_limits_of, wants_gate
 from pytest_agenttrace.session.state import Session
 from pytest_agenttrace.testrun import Run
 
@@ -73,7 +73,7 @@ def wanted_of(config: pytest.Config) -> Wanted:
     properties = bool(config.getoption("xmlpath", None))
     facts = ledger_of(config) is not None or wants_gate(config) or properties
     return Wanted(
-        facts=facts and not config.option.collectonly,
+        facts=facts and not only_looked_at(config),
         properties=properties,
         sums=config.get_verbosity() >= 0,
         bills=bool(run_limits_of(config, budgets)),

@@ -98,13 +98,7 @@ def check_condition(subject: Subject, condition: Condition, tree: Tree) -> None:
         try:
             subject.fields.type_of(field.path)
         except UnknownName as error:
-            quoted = ""
-            if (
-                len(field.path) == 1
-                and "did you mean" not in str(error)
-                and f"state.{field.path[0]}" not in condition.text
-            ):
-                quoted = f"; a text is written in quotes: '{field.path[0]}'"
+            quoted = _unquoted(field, condition.text, str(error))
             place = None if leaf is None else leaf.at(field.offset)
             subject.problems.add(tree, f"condition {shown(condition.text)}: {error}{quoted}", place)
     for found in parts_of(condition.expression):
@@ -116,7 +110,7 @@ def check_condition(subject: Subject, condition: Condition, tree: Tree) -> None:
 def _unquoted(field: Field, text: str, error: str) -> str:
     """The way out for a text without its quotes, which reads like a field."""
     name = field.path[0]
-    bare = len(field.path) == 1 and f"state.{name}" not in text and f"{{{name}}}" not in text
+    bare = len(field.path) == 1 and f"state.{name}" not in text
     return f"; a text is written in quotes: '{name}'" if bare and "did you mean" not in error else ""
 
 
