@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pytest_agenttrace.gemini_server import GeminiServer, Reply
 from pytest_agenttrace.store.database import cache_directory, load_template
@@ -64,6 +67,20 @@ def scripted() -> GeminiServer:
             f"{PROMPT} to write": Reply(f"{REPLY} article", {"promptTokenCount": 211, "candidatesTokenCount": 613}),
         }
     )
+
+
+@pytest.fixture(name="folder")
+def folder_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of a run, with a store that is ready in it."""
+    monkeypatch.chdir(tmp_path)
+    ready_database(tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture(name="model")
+def model_fixture() -> Iterator[GeminiServer]:
+    with scripted() as server:
+        yield server
 
 
 def graph(url: str, model: str = "gemini-2.5-flash", before: Any = None) -> Any:

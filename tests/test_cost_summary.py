@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
-import pytest
 
 from pytest_agenttrace.gemini_server import ErrorReply, GeminiServer, Reply
 from pytest_agenttrace.workflow.cost_summary import CostSummary, generated_schema, shipped_schema
-from tests.observed import PROMPT, config, graph, ready_database, scripted, watched
+from tests.observed import PROMPT, config, folder_fixture, graph, model_fixture, watched
 
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    ready_database(tmp_path / "mlflow.db")
-    return tmp_path
-
-
-@pytest.fixture
-def model() -> Iterator[GeminiServer]:
-    with scripted() as server:
-        yield server
+__all__ = ["folder_fixture", "model_fixture"]
 
 
 def summary_in(folder: Path) -> dict[str, Any]:

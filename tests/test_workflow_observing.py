@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
 from importlib.metadata import version
@@ -30,8 +29,10 @@ from tests.observed import (
     Watched,
     config,
     files_with,
+    folder_fixture,
     graph,
     metrics,
+    model_fixture,
     ready_database,
     rows,
     scripted,
@@ -39,23 +40,11 @@ from tests.observed import (
     watched,
 )
 
+__all__ = ["folder_fixture", "model_fixture"]
+
 # gemini-2.5-flash: $0.30 and $2.50 for a million tokens; 361 in, 1,113 out.
 COST = Decimal("0.0028908")
 MLFLOW = tuple(int(part) for part in version("mlflow").split(".")[:2])
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of a run, with a store that is ready in it."""
-    monkeypatch.chdir(tmp_path)
-    ready_database(tmp_path / "mlflow.db")
-    return tmp_path
-
-
-@pytest.fixture
-def model() -> Iterator[GeminiServer]:
-    with scripted() as server:
-        yield server
 
 
 def ran(model: GeminiServer, keys: str = "enabled: true", node: str = "", **how: Any) -> Watched:

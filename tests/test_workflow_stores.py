@@ -19,7 +19,20 @@ from typing import Any
 import pytest
 
 from pytest_agenttrace.gemini_server import GeminiServer
-from tests.observed import PROMPT, REPLY, STATE, config, files_with, graph, ready_database, rows, scripted, watched
+from tests.observed import (
+    PROMPT,
+    REPLY,
+    STATE,
+    config,
+    files_with,
+    graph,
+    model_fixture,
+    ready_database,
+    rows,
+    watched,
+)
+
+__all__ = ["model_fixture"]
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="process groups"),
@@ -85,12 +98,6 @@ def server(servers: list[Server], tmp_path: Path) -> Server:
     if not servers or servers[-1].process.poll() is not None:
         servers.append(start(tmp_path))
     return servers[-1]
-
-
-@pytest.fixture
-def model() -> Iterator[GeminiServer]:
-    with scripted() as found:
-        yield found
 
 
 def keys(uri: str, **more: Any) -> str:

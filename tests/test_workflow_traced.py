@@ -11,8 +11,10 @@ import pytest
 
 from pytest_agenttrace.gemini_server import Reply, ScriptedRequest
 from pytest_agenttrace.workflow import Workflow, WorkflowError, WorkflowResult, parse_config
-from tests.observed import files_with, metrics, ready_database, rows
+from tests.observed import files_with, folder_fixture, metrics, rows
 from tests.running import Run, both, served
+
+__all__ = ["folder_fixture"]
 
 # Texts that stand in one place only: in prompts, replies, inputs, tool results, descriptions.
 TEXTS = ("askedquokka", "saidwombat", "givennumbat", "foundbilby", "describedkoala")
@@ -50,13 +52,6 @@ def answer(request: ScriptedRequest) -> Reply:
     if "foundbilby" not in str(request.body):
         return Reply(tool_calls=[("search", {"query": "saidwombat query"})], usage=USAGE)
     return Reply(json={"items": ["saidwombat one", "saidwombat two"]}, usage=USAGE)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    ready_database(tmp_path / "mlflow.db")
-    return tmp_path
 
 
 def workflow(keys: str = "artifact_level: standard") -> Workflow:
